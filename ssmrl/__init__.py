@@ -1,0 +1,1 @@
+"""ssmrl: reinforcement learning with long memory."""

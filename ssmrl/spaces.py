@@ -1,0 +1,169 @@
+"""Observation and action spaces: hashable descriptions, and the encoding of their elements as vectors.
+
+The shapes and names are gymnasium's and gymnax's; unlike theirs, these compare and hash by value, so that an
+environment may be a static argument of ``jax.jit`` without recompiling for an equal one.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """One integer in ``[0, n)``, int32."""
+
+    n: int
+
+    shape: tuple[int, ...] = dataclasses.field(default=(), init=False)
+    dtype = jnp.int32
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw uniformly; ``key`` is consumed."""
+        return jax.random.randint(key, (), 0, self.n, jnp.int32)
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether ``x`` is an element."""
+        return (jnp.asarray(x) >= 0) & (jnp.asarray(x) < self.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """A vector of integers, element ``i`` in ``[0, nvec[i])``, int32."""
+
+    nvec: tuple[int, ...]
+
+    dtype = jnp.int32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(len(nvec),)``."""
+        return (len(self.nvec),)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw uniformly; ``key`` is consumed."""
+        return jax.random.randint(key, self.shape, 0, jnp.asarray(self.nvec), jnp.int32)
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether ``x`` is an element."""
+        x = jnp.asarray(x)
+        return jnp.all((x >= 0) & (x < jnp.asarray(self.nvec)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Real (or integer) arrays of one shape; the bounds are scalars or flat tuples with one number per element."""
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and upper bound as arrays of the box's shape."""
+        low, high = (np.broadcast_to(np.float32(b), (math.prod(self.shape),)) for b in (self.low, self.high))
+        return low.reshape(self.shape), high.reshape(self.shape)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw uniformly (standard normal where a side is unbounded); ``key`` is consumed."""
+        low, high = self.bounds()
+        bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
+        uniform = jax.random.uniform(
+            key, self.shape, minval=np.where(bounded, low, 0), maxval=np.where(bounded, high, 1)
+        )
+        normal = jnp.clip(jax.random.normal(key, self.shape), low, high)
+        return jnp.where(bounded, uniform, normal).astype(self.dtype)
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether ``x`` is an element."""
+        low, high = self.bounds()
+        return jnp.all((jnp.asarray(x) >= low) & (jnp.asarray(x) <= high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuple:
+    """A tuple of spaces."""
+
+    spaces: tuple["Space", ...]
+
+    def sample(self, key: jax.Array) -> tuple[Any, ...]:
+        """Draw each part; ``key`` is consumed."""
+        keys = jax.random.split(key, len(self.spaces))
+        return tuple(space.sample(k) for space, k in zip(self.spaces, keys, strict=True))
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether ``x`` is an element."""
+        return jnp.all(jnp.stack([s.contains(v) for s, v in zip(self.spaces, x, strict=True)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dict:
+    """A dict of spaces, kept as sorted ``(key, space)`` pairs."""
+
+    items: tuple[tuple[str, "Space"], ...]
+
+    def sample(self, key: jax.Array) -> dict[str, Any]:
+        """Draw each part; ``key`` is consumed."""
+        keys = jax.random.split(key, len(self.items))
+        return {name: space.sample(k) for (name, space), k in zip(self.items, keys, strict=True)}
+
+    def contains(self, x: Any) -> jax.Array:
+        """Whether ``x`` is an element."""
+        return jnp.all(jnp.stack([space.contains(x[name]) for name, space in self.items]))
+
+
+Space = Discrete | MultiDiscrete | Box | Tuple | Dict
+
+
+def flat_size(space: Space) -> int:
+    """Length of the vector that :func:`flatten` makes of one element."""
+    match space:
+        case Discrete(n):
+            return n
+        case MultiDiscrete(nvec):
+            return sum(nvec)
+        case Box():
+            return math.prod(space.shape)
+        case Tuple(parts):
+            return sum(flat_size(s) for s in parts)
+        case Dict(items):
+            return sum(flat_size(s) for _, s in items)
+
+
+def flatten(space: Space, x: Any) -> jax.Array:
+    """Encode elements as vectors: integers one-hot, boxes flat, tuples and dicts concatenated.
+
+    ``x`` is an element with any leading batch axes ``[...]``; returns float32 ``[..., flat_size(space)]``.
+    """
+    match space:
+        case Discrete(n):
+            return jax.nn.one_hot(x, n)
+        case MultiDiscrete(nvec):
+            return jnp.concatenate([jax.nn.one_hot(x[..., i], n) for i, n in enumerate(nvec)], axis=-1)
+        case Box(shape=shape):
+            lead = x.shape[: x.ndim - len(shape)]
+            return jnp.asarray(x, jnp.float32).reshape(*lead, math.prod(shape))
+        case Tuple(parts):
+            return jnp.concatenate([flatten(s, v) for s, v in zip(parts, x, strict=True)], axis=-1)
+        case Dict(items):
+            return jnp.concatenate([flatten(s, x[name]) for name, s in items], axis=-1)
+
+
+def zeros(space: Space, batch_shape: tuple[int, ...] = ()) -> Any:
+    """An all-zero element with leading axes ``batch_shape`` (the null action)."""
+    match space:
+        case Tuple(parts):
+            return tuple(zeros(s, batch_shape) for s in parts)
+        case Dict(items):
+            return {name: zeros(s, batch_shape) for name, s in items}
+        case _:
+            return jnp.zeros((*batch_shape, *space.shape), space.dtype)
+
+
+def is_image(space: Space) -> bool:
+    """Whether elements are ``[height, width, channels]`` arrays, to be read by a CNN."""
+    return isinstance(space, Box) and len(space.shape) == 3

@@ -1,0 +1,16 @@
+"""Strict numerics for every test, and a compilation cache that outlives the run (git-ignored)."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _strict_numerics():
+    with jax.numpy_rank_promotion("raise"):
+        yield
