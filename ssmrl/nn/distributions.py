@@ -1,0 +1,142 @@
+"""Action distributions, one per kind of action space.
+
+A distribution draws *raw* actions: what ``log_prob`` takes and what is stored for learning. ``to_env`` turns a raw
+action into the environment's; only for continuous actions do they differ (before and after the squashing), so that the
+probability of a stored action never has to invert a saturated tanh.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ssmrl.spaces import Box, Discrete, MultiDiscrete, Space
+
+Distribution = Any
+
+
+class Categorical(struct.PyTreeNode):
+    """A distribution over ``n`` integers, from ``logits`` ``[..., n]``."""
+
+    logits: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw int32 ``[...]``; ``key`` is consumed."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> jax.Array:
+        """The most likely action, int32 ``[...]``."""
+        return jnp.argmax(self.logits, -1).astype(jnp.int32)
+
+    def log_prob(self, raw: jax.Array) -> jax.Array:
+        """Log-probability of ``raw`` ``[...]``."""
+        log_p = jax.nn.log_softmax(self.logits)
+        return (log_p * jax.nn.one_hot(raw, self.logits.shape[-1])).sum(-1)
+
+    def entropy(self) -> jax.Array:
+        """Entropy in nats ``[...]``."""
+        log_p = jax.nn.log_softmax(self.logits)
+        return -(jnp.exp(log_p) * log_p).sum(-1)
+
+    def to_env(self, raw: jax.Array) -> jax.Array:
+        """The action itself."""
+        return raw
+
+
+class MultiCategorical(struct.PyTreeNode):
+    """Independent categoricals, one per element of a MultiDiscrete space; actions are int32 ``[..., len(nvec)]``."""
+
+    parts: tuple[Categorical, ...]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw int32 ``[..., len(nvec)]``; ``key`` is consumed."""
+        keys = jax.random.split(key, len(self.parts))
+        return jnp.stack([p.sample(k) for p, k in zip(self.parts, keys, strict=True)], -1)
+
+    def mode(self) -> jax.Array:
+        """The most likely action."""
+        return jnp.stack([p.mode() for p in self.parts], -1)
+
+    def log_prob(self, raw: jax.Array) -> jax.Array:
+        """Log-probability of ``raw`` ``[..., len(nvec)]``, summed over its elements."""
+        return sum((p.log_prob(raw[..., i]) for i, p in enumerate(self.parts)), start=jnp.float32(0))
+
+    def entropy(self) -> jax.Array:
+        """Entropy in nats ``[...]``."""
+        return sum((p.entropy() for p in self.parts), start=jnp.float32(0))
+
+    def to_env(self, raw: jax.Array) -> jax.Array:
+        """The action itself."""
+        return raw
+
+
+class TanhNormal(struct.PyTreeNode):
+    """A normal distribution squashed by tanh into the bounds of a Box (Haarnoja et al. 2018, appendix C).
+
+    ``mean`` and ``log_std`` are ``[..., n]``, of the variable before the squashing.
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+    space: Box = struct.field(pytree_node=False)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw the variable before the squashing; ``key`` is consumed."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def mode(self) -> jax.Array:
+        """The mean before the squashing."""
+        return self.mean
+
+    def log_prob(self, raw: jax.Array) -> jax.Array:
+        """Log-density of the squashed action in ``(-1, 1)`` units, given it before the squashing."""
+        z = (raw - self.mean) * jnp.exp(-self.log_std)
+        normal = -0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+        log_slope = 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))  # log(1 - tanh(raw)^2)
+        return (normal - log_slope).sum(-1)
+
+    def entropy(self) -> jax.Array:
+        """Entropy of the normal before the squashing (that of the squashed one has no closed form)."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def to_env(self, raw: jax.Array) -> jax.Array:
+        """Squash and scale to the bounds of the space, ``[..., *shape]``."""
+        low, high = self.space.bounds()
+        unit = 0.5 * (jnp.tanh(raw) + 1)
+        lead = (1,) * (raw.ndim - 1)
+        action = low.reshape(*lead, -1) + (high - low).reshape(*lead, -1) * unit
+        return action.reshape(*raw.shape[:-1], *self.space.shape)
+
+
+def num_parameters(space: Space) -> int:
+    """How many numbers a policy head has to put out for actions in ``space``.
+
+    Raises ``ValueError`` for a space that no distribution covers.
+    """
+    match space:
+        case Discrete(n):
+            return n
+        case MultiDiscrete(nvec):
+            return sum(nvec)
+        case Box(shape=shape):
+            low, high = space.bounds()
+            if not (jnp.isfinite(low).all() and jnp.isfinite(high).all()):
+                raise ValueError(f"continuous actions need finite bounds: got low {space.low}, high {space.high}")
+            return math.prod(shape)
+    raise ValueError(f"no distribution over actions in {space}: use Discrete, MultiDiscrete or Box")
+
+
+def make_distribution(space: Space, parameters: jax.Array, log_std: jax.Array | None = None) -> Distribution:
+    """The distribution over ``space`` with head outputs ``parameters`` ``[..., num_parameters(space)]``."""
+    match space:
+        case Discrete():
+            return Categorical(parameters)
+        case MultiDiscrete(nvec):
+            edges = [sum(nvec[: i + 1]) for i in range(len(nvec) - 1)]
+            return MultiCategorical(tuple(Categorical(p) for p in jnp.split(parameters, edges, axis=-1)))
+        case Box():
+            assert log_std is not None
+            return TanhNormal(parameters, jnp.broadcast_to(log_std, parameters.shape), space)
+    raise ValueError(f"no distribution over actions in {space}: use Discrete, MultiDiscrete or Box")

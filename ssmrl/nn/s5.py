@@ -1,0 +1,190 @@
+r"""S5: a diagonal complex state-space model with many inputs and outputs (Smith, Warrington and Linderman 2023).
+
+Legend: Lambda ``[P]`` continuous-time eigenvalues, B ``[P, D]`` and C ``[D, P]`` input and output matrices in their
+eigenbasis, Delta ``[P]`` step sizes, Lambda_bar and B_bar their discretisation, D_skip ``[D]`` the feed-through.
+P counts the complex numbers that are stored: half of ``d_state`` under conjugate symmetry.
+
+.. math:: h_t = \bar\Lambda h_{t-1} + \bar B u_t, \qquad y_t = \mathrm{Re}(C h_t) + D u_t
+
+with the real part doubled under conjugate symmetry.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.nn.initializers import lecun_normal, normal
+
+from ssmrl.nn.base import SequenceModel
+from ssmrl.registry import hp, models
+from ssmrl.scan import linear_recurrence
+
+_MAX_REAL = -1e-4  # eigenvalues clipped to this keep long sequences stable
+
+
+def hippo_normal(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues ``[n]`` (by ascending imaginary part) and eigenvectors ``[n, n]`` of HiPPO-N.
+
+    HiPPO-N is the normal part of the HiPPO-LegS matrix (S5, appendix B.1.1; S4D, section 4).
+    """
+    p = np.sqrt(1 + 2 * np.arange(n))
+    A = -(np.tril(np.outer(p, p)) - np.diag(np.arange(n)))
+    q = np.sqrt(np.arange(n) + 0.5)
+    S = A + np.outer(q, q)
+    imag, V = np.linalg.eigh(-1j * S)
+    return np.mean(np.diagonal(S)) + 1j * imag, V
+
+
+def initial_eigenvalues(init: str, n: int) -> np.ndarray:
+    """The ``n`` eigenvalues of an S4D initialisation (Gu et al. 2022, section 4), all with imaginary part >= 0."""
+    k = np.arange(n)
+    match init:
+        case "s4d-lin":
+            return -0.5 + 1j * np.pi * k
+        case "s4d-inv":
+            N = 2 * n
+            return -0.5 + 1j * N / np.pi * (N / (2 * k + 1) - 1)
+        case "s4d-real":
+            return -(k + 1.0) + 0j
+    raise ValueError(f"unknown initialisation '{init}': use hippo, s4d-lin, s4d-inv or s4d-real")
+
+
+# Re(Lambda) < 0 as a function of an unconstrained parameter w, and its inverse (StableSSM, Wang and Li 2024).
+_STABLE: dict[str, tuple[Any, Any]] = {
+    "none": (lambda w: w, lambda re: re),
+    "clip": (lambda w: jnp.minimum(w, _MAX_REAL), lambda re: re),
+    "exp": (lambda w: -jnp.exp(w), lambda re: np.log(-re)),
+    "softplus": (lambda w: -jax.nn.softplus(w), lambda re: np.log(np.expm1(-re))),
+    "best": (lambda w: -1 / (w**2 + 0.1), lambda re: np.sqrt(np.maximum(-1 / re - 0.1, 1e-6))),
+}
+
+
+def discretize(Lambda: jax.Array, Delta: jax.Array, method: str) -> tuple[jax.Array, jax.Array]:
+    """Discretise ``Lambda`` with steps ``Delta`` (broadcastable): Lambda_bar and the factor that turns B into B_bar.
+
+    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1`` and its
+    limit ``Delta`` at 0, where the textbook formula cancels.
+    """
+    z = Lambda * Delta
+    if method == "bilinear":
+        return (1 + z / 2) / (1 - z / 2), Delta / (1 - z / 2)
+    small = jnp.abs(z) < 1e-4
+    safe = jnp.where(small, 1, z)
+    # expm1 of a complex number without cancellation: e^x (cos y - 1) + (e^x - 1) and e^x sin y
+    growth, turn = jnp.exp(safe.real), jax.lax.complex(-2 * jnp.sin(safe.imag / 2) ** 2, jnp.sin(safe.imag))
+    expm1 = growth * turn + jnp.expm1(safe.real)
+    return jnp.exp(z), Delta * jnp.where(small, 1 + z / 2, expm1 / safe)
+
+
+@models.register("s5")
+class S5(SequenceModel):
+    """S5 state-space layer (Smith et al. 2023), with the resets of Lu et al. 2023."""
+
+    d_model: int = hp(64, "width: features in and out", ge=1)
+    d_state: int = hp(64, "state size; under conjugate symmetry half as many complex numbers are stored", ge=1)
+    blocks: int = hp(1, "J: number of HiPPO blocks that the initial state matrix is made of", ge=1)
+    init: Literal["hippo", "s4d-lin", "s4d-inv", "s4d-real"] = hp("hippo", "initial eigenvalues")
+    c_init: Literal["lecun", "complex_normal"] = hp("lecun", "initial C: rotated into the eigenbasis, or drawn in it")
+    conj_sym: bool = hp(True, "store one of each conjugate pair of eigenvalues")
+    discretization: Literal["zoh", "bilinear"] = hp("zoh", "discretisation rule")
+    input_scale: Literal["step", "norm"] = hp(
+        "step", "scale of the input: by the discretisation, or by sqrt(1 - |Lambda_bar|^2) (LRU), which long lags need"
+    )
+    stability: Literal["none", "clip", "exp", "softplus", "best"] = hp(
+        "none", "how Re(Lambda) stays negative: not at all, clipped at -1e-4, or by a map of StableSSM"
+    )
+    dt_min: float = hp(1e-3, "smallest initial step size", gt=0.0)
+    dt_max: float = hp(1e-1, "largest initial step size", gt=0.0)
+    step_rescale: float = hp(1.0, "factor on all step sizes", gt=0.0)
+    learned_init: bool = hp(False, "learn the state that a reset leads to")
+    scan: Literal["auto", "sequential", "associative", "chunked"] = hp("auto", "method of the recurrence")
+
+    requires = {
+        "d_state % (2 * blocks if conj_sym else blocks) == 0": "the state splits into equal blocks of conjugate pairs",
+        "dt_min <= dt_max": "the step sizes are drawn from an interval",
+    }
+    # These parameters get their own learning rate and no weight decay (S5, section 6 and appendix G.2.1).
+    ssm_parameters: ClassVar[tuple[str, ...]] = ("Lambda_re", "Lambda_im", "log_step", "B", "h_init")
+
+    @property
+    def P(self) -> int:
+        """Number of complex states."""
+        return self.d_state // 2 if self.conj_sym else self.d_state
+
+    def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Zeros, complex64 ``[*B, P]``."""
+        return jnp.zeros((*batch_shape, self.P), jnp.complex64)
+
+    def _initial_system(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lambda ``[P]``, and V ``[full, P]`` whose columns are the eigenvectors, for ``blocks`` equal blocks."""
+        n = self.d_state // self.blocks
+        kept = n // 2 if self.conj_sym else n
+        if self.init == "hippo":
+            Lambda, V = hippo_normal(n)
+            Lambda, V = Lambda[:kept], V[:, :kept]
+        else:
+            Lambda, V = initial_eigenvalues(self.init, kept), np.eye(n, kept, dtype=complex)
+        return np.tile(Lambda, self.blocks), np.kron(np.eye(self.blocks), V)
+
+    @nn.compact
+    def __call__(
+        self, carry: jax.Array, x: jax.Array, reset: jax.Array, dt: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """See ``SequenceModel``; ``dt`` ``[T, *B]`` are observed durations of the steps (all 1 if absent)."""
+        Lambda_init, V = self._initial_system()
+        to_real, from_real = _STABLE[self.stability]
+        D, P, full = x.shape[-1], self.P, V.shape[0]
+
+        Lambda_re = self.param("Lambda_re", lambda _: jnp.float32(from_real(Lambda_init.real)))
+        Lambda_im = self.param("Lambda_im", lambda _: jnp.float32(Lambda_init.imag))
+
+        def init_B(key: jax.Array) -> jax.Array:
+            B = jnp.complex64(V.conj().T) @ lecun_normal()(key, (full, D)).astype(jnp.complex64)
+            return jnp.stack([B.real, B.imag], -1)
+
+        def init_C(key: jax.Array) -> jax.Array:
+            if self.c_init == "complex_normal":
+                return normal(math.sqrt(0.5))(key, (D, P, 2))
+            C = lecun_normal(in_axis=1, out_axis=0, batch_axis=(2,))(key, (D, full, 2))
+            C = jax.lax.complex(C[..., 0], C[..., 1]) @ jnp.complex64(V)
+            return jnp.stack([C.real, C.imag], -1)
+
+        def init_step(key: jax.Array) -> jax.Array:
+            return jax.random.uniform(key, (P,), minval=math.log(self.dt_min), maxval=math.log(self.dt_max))
+
+        B, C = self.param("B", init_B), self.param("C", init_C)
+        D_skip = self.param("D", normal(1.0), (D,))
+        Delta = self.step_rescale * jnp.exp(self.param("log_step", init_step))
+        Lambda = jax.lax.complex(to_real(Lambda_re), Lambda_im)
+
+        # Real matrix products on stacked real and imaginary parts: complex ones cost twice the flops at a lower rate.
+        if dt is None:
+            Lambda_bar, scale = self._discretize(Lambda, Delta)
+            B_bar = scale[:, None] * jax.lax.complex(B[..., 0], B[..., 1])
+            Bu = x @ jnp.concatenate([B_bar.real, B_bar.imag]).T
+            b = jax.lax.complex(Bu[..., :P], Bu[..., P:])
+        else:
+            lead = (1,) * dt.ndim
+            Lambda_bar, scale = self._discretize(Lambda.reshape(*lead, P), Delta.reshape(*lead, P) * dt[..., None])
+            Bu = x @ jnp.concatenate([B[..., 0], B[..., 1]]).T
+            b = scale * jax.lax.complex(Bu[..., :P], Bu[..., P:])
+        if self.learned_init:
+            h_init = self.param("h_init", nn.initializers.zeros, (P, 2))
+            start = Lambda_bar * jax.lax.complex(h_init[:, 0], h_init[:, 1]).reshape((1,) * (x.ndim - 1) + (P,))
+            b = b + jnp.where(reset[..., None], start, 0)
+
+        h = linear_recurrence(Lambda_bar, b, carry, reset, method=self.scan)
+        C_real = jnp.concatenate([C[..., 0], -C[..., 1]], -1).T * (2 if self.conj_sym else 1)
+        y = jnp.concatenate([h.real, h.imag], -1) @ C_real
+        return h[-1], y + D_skip.reshape((1,) * (x.ndim - 1) + (D,)) * x
+
+    def _discretize(self, Lambda: jax.Array, Delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        Lambda_bar, scale = discretize(Lambda, Delta, self.discretization)
+        if self.input_scale == "norm":
+            modulus = Lambda_bar.real**2 + Lambda_bar.imag**2
+            scale = jnp.sqrt(jnp.maximum(1 - modulus, 1e-8)).astype(Lambda_bar.dtype)
+        return Lambda_bar, scale
+

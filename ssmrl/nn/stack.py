@@ -1,0 +1,113 @@
+"""Blocks around a memory (norm, activation, gated linear unit, skip connection) and stacks of blocks."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssmrl.nn.base import Carry, SequenceModel
+from ssmrl.registry import hp
+
+_ACTIVATIONS = {"gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "tanh": jnp.tanh, "none": lambda x: x}
+
+
+class GRUGate(nn.Module):
+    """Gate a branch ``y`` into a stream ``x``, both ``[..., D]`` (GTrXL, Parisotto et al. 2020, section 3.2).
+
+    ``bias`` keeps the gate near the identity at the start of training.
+    """
+
+    bias: float = 2.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Return the gated sum, ``[..., D]``."""
+        d = x.shape[-1]
+        r_y, z_y, h_y = jnp.split(nn.Dense(3 * d, use_bias=False, name="branch")(y), 3, axis=-1)
+        r_x, z_x = jnp.split(nn.Dense(2 * d, use_bias=False, name="stream")(x), 2, axis=-1)
+        r, z = nn.sigmoid(r_y + r_x), nn.sigmoid(z_y + z_x - self.bias)
+        return (1 - z) * x + z * jnp.tanh(h_y + nn.Dense(d, use_bias=False, name="candidate")(r * x))
+
+
+class Block(nn.Module):
+    """Norm, memory, activation, gated linear unit and skip connection around one memory; see :class:`Stack`."""
+
+    layer: SequenceModel
+    norm: str
+    activation: str
+    glu: str
+    skip: str
+
+    @nn.compact
+    def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array, *args: Any) -> tuple[Carry, jax.Array]:
+        """See ``SequenceModel``; further arguments go to the memory."""
+        d = x.shape[-1]
+        stream = x
+        if self.norm in ("pre", "gtrxl"):
+            x = nn.LayerNorm(name="norm")(x)
+        carry, y = self.layer(carry, x, reset, *args)
+        branch = _ACTIVATIONS[self.activation](y)
+        match self.glu:
+            case "full":
+                value, gate = jnp.split(nn.Dense(2 * d, name="glu")(branch), 2, axis=-1)
+                branch = value * nn.sigmoid(gate)
+            case "half1":
+                branch = branch * nn.sigmoid(nn.Dense(d, name="glu")(branch))
+            case "half2":
+                branch = y * nn.sigmoid(nn.Dense(d, name="glu")(branch))
+        if self.norm == "gtrxl":
+            branch = nn.relu(branch)
+        match self.skip:
+            case "residual":
+                branch = stream + branch
+            case "gru":
+                branch = GRUGate(name="gate")(stream, branch)
+        if self.norm == "post":
+            branch = nn.LayerNorm(name="norm")(branch)
+        return carry, branch
+
+
+class Stack(SequenceModel):
+    """Equal blocks on top of each other; a stack is a sequence model again.
+
+    The parameters of block ``i`` are slice ``i`` of each parameter, and its carry is slice ``i`` of the axis that
+    follows the batch axes. The blocks are rolled into one ``lax.scan``, so compile time does not grow with depth.
+    """
+
+    d_model: int = 64
+    layer: Any = None
+    num_layers: int = hp(1, "number of blocks, each with a memory of its own", ge=1)
+    norm: Literal["none", "pre", "post", "gtrxl"] = hp(
+        "none", "layer norm: before the memory, after the block, or before it with a rectified branch (TrXL-I)"
+    )
+    activation: Literal["gelu", "relu", "silu", "tanh", "none"] = hp("gelu", "activation of the memory's output")
+    glu: Literal["none", "full", "half1", "half2"] = hp(
+        "full", "gated linear unit: W1 y * sigmoid(W2 y), y * sigmoid(W y), or as half1 with the gate alone activated"
+    )
+    skip: Literal["none", "residual", "gru"] = hp("residual", "how a block's output joins its input (gru: GTrXL's gate)")
+
+    def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
+        """See ``SequenceModel``; leaves are ``[*B, num_layers, ...]``."""
+        return self.layer.initialize_carry((*batch_shape, self.num_layers))
+
+    @nn.compact
+    def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array, *args: Any) -> tuple[Carry, jax.Array]:
+        """See ``SequenceModel``; further arguments go to every memory."""
+        axis = x.ndim - 2
+
+        def apply(block: Block, x: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+            carry, y = block(carry, x, reset, *args)
+            return y, carry
+
+        scan = nn.scan(
+            apply,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=axis,
+            out_axes=axis,
+            length=self.num_layers,
+        )
+        block = Block(self.layer.clone(parent=None), self.norm, self.activation, self.glu, self.skip, name="blocks")
+        y, carry = scan(block, x, carry)
+        return carry, y

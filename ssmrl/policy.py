@@ -1,0 +1,110 @@
+"""A trained policy: parameters, input features and normaliser in one pytree that acts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ssmrl import spaces
+from ssmrl.nn.actor_critic import ActorCritic
+from ssmrl.nn.base import Carry
+from ssmrl.nn.distributions import Distribution
+
+
+class RunningStats(struct.PyTreeNode):
+    """Running mean and variance of a stream of values (Chan et al. 1983), for normalising."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def create(cls, shape: tuple[int, ...] = ()) -> "RunningStats":
+        """Statistics of nothing yet: mean 0, variance 1."""
+        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+    def update(self, x: jax.Array) -> "RunningStats":
+        """Add values ``[..., *shape]``."""
+        axes = tuple(range(x.ndim - self.mean.ndim))
+        n = jnp.float32(x.size // max(self.mean.size, 1))
+        mean, var, total = x.mean(axes), x.var(axes), self.count + n
+        delta = mean - self.mean
+        m2 = self.var * self.count + var * n + delta**2 * self.count * n / total
+        return RunningStats(self.mean + delta * n / total, m2 / total, total)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """Shift and scale ``[..., *shape]`` to mean 0 and variance 1, clipped to +-10."""
+        lead = (1,) * (x.ndim - self.mean.ndim)
+        mean, var = self.mean.reshape(*lead, *self.mean.shape), self.var.reshape(*lead, *self.var.shape)
+        return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -10.0, 10.0)
+
+
+class PolicyCarry(struct.PyTreeNode):
+    """What a policy remembers between two actions: its memory and the action it took last, leaves ``[B, ...]``."""
+
+    memory: Carry
+    action: Any
+
+
+class Policy(struct.PyTreeNode):
+    """A recurrent policy, pure and safe under ``jit``, ``vmap`` and ``scan``.
+
+    ::
+
+        carry = policy.initial_carry(batch=64)
+        action, carry = policy.act(carry, obs, reset, reward=reward, key=key)
+
+    ``reset`` is True with the first observation of an episode, also with the very first one.
+    """
+
+    params: Any
+    obs_stats: RunningStats | None
+    reward_scale: Any
+    network: ActorCritic = struct.field(pytree_node=False)
+
+    def initial_carry(self, batch: int) -> PolicyCarry:
+        """The carry before anything was seen, for ``batch`` parallel environments."""
+        return PolicyCarry(self.network.initialize_carry((batch,)), spaces.zeros(self.network.action_space, (batch,)))
+
+    def act(
+        self,
+        carry: PolicyCarry,
+        obs: Any,
+        reset: jax.Array,
+        *,
+        reward: jax.Array | float = 0.0,
+        key: jax.Array | None = None,
+        greedy: bool = False,
+    ) -> tuple[Any, PolicyCarry]:
+        """Choose actions for observations ``obs`` ``[B, ...]``.
+
+        ``reset`` bool ``[B]`` marks first observations, ``reward`` ``[B]`` is what the last action earned, ``key`` is
+        consumed (not needed if ``greedy``). Returns the environment's actions ``[B, ...]`` and the new carry.
+        Raises ``ValueError`` without a key to sample with.
+        """
+        if key is None and not greedy:
+            raise ValueError("a stochastic policy needs randomness: pass key=jax.random.key(...) or greedy=True")
+        reset = jnp.asarray(reset)
+        reward = jnp.broadcast_to(jnp.asarray(reward, jnp.float32), reset.shape)
+        memory, dist, _ = self.step(carry, obs, reset, reward)
+        action = dist.to_env(dist.mode() if greedy or key is None else dist.sample(key))
+        return action, PolicyCarry(memory, action)
+
+    def step(
+        self, carry: PolicyCarry, obs: Any, reset: jax.Array, reward: jax.Array
+    ) -> tuple[Carry, Distribution, jax.Array]:
+        """One time step of :meth:`sequence`, without the time axis."""
+        inputs = jax.tree.map(lambda x: x[None], (obs, reset, carry.action, reward))
+        memory, dist, value = self.sequence(carry.memory, *inputs)
+        return memory, jax.tree.map(lambda x: x[0], dist), value[0]
+
+    def sequence(
+        self, memory: Carry, obs: Any, reset: jax.Array, prev_action: Any, prev_reward: jax.Array
+    ) -> tuple[Carry, Distribution, jax.Array]:
+        """Apply the network to time-major sequences ``[T, B, ...]``: new memory, distributions and (raw) values."""
+        if self.obs_stats is not None:
+            obs = self.obs_stats.normalize(jnp.asarray(obs, jnp.float32))
+        return self.network.apply(
+            {"params": self.params}, memory, obs, reset, prev_action, prev_reward * self.reward_scale
+        )
