@@ -1,6 +1,6 @@
 """A trained policy: parameters, input features and normaliser in one pytree that acts."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,5 @@ class Policy(struct.PyTreeNode):
         """Apply the network to time-major sequences ``[T, B, ...]``: new memory, distributions and (raw) values."""
         if self.obs_stats is not None:
             obs = self.obs_stats.normalize(jnp.asarray(obs, jnp.float32))
-        return self.network.apply(
-            {"params": self.params}, memory, obs, reset, prev_action, prev_reward * self.reward_scale
-        )
+        inputs = (memory, obs, reset, prev_action, prev_reward * self.reward_scale)
+        return cast(tuple[Carry, Distribution, jax.Array], self.network.apply({"params": self.params}, *inputs))

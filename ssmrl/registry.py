@@ -1,7 +1,7 @@
-"""Names to classes, and the one place where a hyper-parameter is declared.
+"""Names to classes: every environment, sequence model and agent that users may ask for.
 
-A class that users may name (an environment, a sequence model, an agent) is registered by a decorator,
-and each of its hyper-parameters is one field, declared with :func:`hp`::
+A class that users may name is registered by a decorator, and each of its hyper-parameters is one field, declared with
+:func:`ssmrl.fields.hp`::
 
     @models.register("gru")
     class GRU(SequenceModel):
@@ -9,7 +9,7 @@ and each of its hyper-parameters is one field, declared with :func:`hp`::
 
 Validation, ``--help``, ``ssmrl list`` and the YAML keys are derived from that line. The built-in classes are
 catalogued by reading their *source* (``ast``, not ``import``), so that the command line can reject a typo
-before it pays for importing jax. Hence the arguments of ``hp`` and ``register`` are literals.
+before it pays for importing jax. Hence the arguments of ``hp`` and ``register`` are literals, and so is ``requires``.
 """
 
 import ast
@@ -17,43 +17,34 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from ssmrl.fields import (
+    ConfigError,
+    Field,
+    UserError,
+    check,
+    declared_fields,
+    declared_requires,
+    hp,
+    names_in,
+    violations,
+)
+
+__all__ = ["ConfigError", "Entry", "Field", "Registry", "UnknownNameError", "UserError", "check", "hp", "suggest"]
 
 T = TypeVar("T", bound=type)
 _TYPES = {t.__name__: t for t in (int, float, bool, str, tuple)} | {"Literal": Literal, "None": None}
 
 
-def hp(
-    default: Any,
-    doc: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    static: bool | None = None,
-) -> Any:
-    """Declare a hyper-parameter: a dataclass field with a default, one line of documentation and a range.
+class UnknownNameError(UserError, KeyError):
+    """A name that no registry entry has; the message suggests the nearest ones."""
 
-    Works in plain dataclasses, flax modules and ``flax.struct`` pytrees. In the last, a float is a pytree leaf
-    (so that populations can ``vmap`` over it) and everything else is static; ``static`` overrides that.
-    """
-    bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
-    leaf = isinstance(default, float) if static is None else not static
-    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds, "pytree_node": leaf})
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A declared hyper-parameter."""
-
-    name: str
-    type: Any
-    default: Any
-    doc: str
-    bounds: dict[str, float]
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +59,14 @@ class Entry:
     kwargs: dict[str, Any]
     suffix: str | None = None  # the field that a trailing value in the name fills: bsuite/MemoryLen/30
     shared: dict[str, Field] = dataclasses.field(default_factory=dict)  # what every entry of the kind takes
+    requires: dict[str, str] = dataclasses.field(default_factory=dict)  # expression over the fields -> reason
+    family: str = ""  # the registered name, without variant
+    alias: str = ""  # the other name that this entry goes by, without variant
 
     def parameters(self) -> dict[str, Field]:
         """Everything that users may set, with the defaults that hold under this name."""
         fields = {**self.shared, **self.fields}
         return {k: dataclasses.replace(f, default=self.kwargs.get(k, f.default)) for k, f in fields.items()}
-
-
-class UnknownNameError(KeyError):
-    """A name that no registry entry has; the message suggests the nearest ones."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def suggest(name: str, candidates: Iterable[str], n: int = 1) -> list[str]:
@@ -100,7 +87,8 @@ class Registry:
 
     def __init__(self, kind: str, package: str, variable: str, wrapper: str | None = None):
         self.kind, self.package, self.variable, self.wrapper = kind, package, variable, wrapper
-        self._user: dict[str, tuple[Entry, type]] = {}
+        self._user: dict[str, Entry] = {}
+        self._user_classes: dict[tuple[str, str], type] = {}
 
     def register(
         self,
@@ -121,26 +109,40 @@ class Registry:
 
         def decorate(cls: T) -> T:
             if not cls.__module__.startswith(self.package + "."):
-                fields = {f.name: _runtime_field(f) for f in dataclasses.fields(cls) if "doc" in f.metadata}
                 doc = (cls.__doc__ or "").strip().split("\n")[0]
-                base = Entry(name, cls.__module__, cls.__qualname__, doc, fields, defaults or {}, shared=self._shared)
+                fields, requires = declared_fields(cls), declared_requires(cls)
+                base = Entry(name, cls.__module__, cls.__qualname__, doc, fields, defaults or {}, requires=requires)
+                self._user_classes[base.module, base.cls] = cls
                 for entry in _expand(base, variants, field, aliases):
-                    self._user[entry.name.lower()] = (entry, cls)
+                    self._user[entry.name.lower()] = self._complete(entry)
             return cls
 
         return decorate
 
-    @property
+    @functools.cached_property
     def _root(self) -> Path:
-        return Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        spec = importlib.util.find_spec(self.package)  # imports the parent package only
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f"no package '{self.package}': {self.kind}s are read from it")
+        return Path(next(iter(spec.submodule_search_locations)))
 
     @functools.cached_property
-    def _shared(self) -> dict[str, Field]:
+    def _wrapper(self) -> tuple[dict[str, Field], dict[str, str]]:
         if self.wrapper is None:
-            return {}
+            return {}, {}
         file, cls = self.wrapper.split(":")
         classes = _classes((self._root / file).read_text(encoding="utf-8"))
-        return _source_fields(classes[cls], classes)
+        return _read_class(classes[cls], classes)
+
+    def _complete(self, entry: Entry) -> Entry:
+        shared, requires = self._wrapper
+        entry = dataclasses.replace(entry, shared=shared, requires={**requires, **entry.requires})
+        unknown = {name for e in entry.requires for name in names_in(e)} - entry.parameters().keys()
+        if unknown:
+            raise ValueError(
+                f"{entry.module}.{entry.cls}: requires is about {unknown}, which are no fields declared by hp"
+            )
+        return entry
 
     @functools.cached_property
     def _builtin(self) -> dict[str, Entry]:
@@ -149,12 +151,12 @@ class Registry:
             parts = (self.package, *path.relative_to(self._root).with_suffix("").parts)
             module = ".".join(p for p in parts if p != "__init__")
             for entry in _read_source(path, module, self.variable):
-                entries[entry.name.lower()] = dataclasses.replace(entry, shared=self._shared)
+                entries[entry.name.lower()] = self._complete(entry)
         return entries
 
     def entries(self) -> list[Entry]:
         """All entries, built-in ones first, without importing their modules."""
-        return [*self._builtin.values(), *(entry for entry, _ in self._user.values())]
+        return [*self._builtin.values(), *self._user.values()]
 
     def find(self, name: str) -> Entry:
         """Look a name up (case-insensitive, without importing its module).
@@ -178,22 +180,22 @@ class Registry:
                 )
         names = [e.name + (f"/{e.fields[e.suffix].default}" if e.suffix else "") for e in table.values()]
         close = suggest(name, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names[:12])}"
+        heads = dict.fromkeys(n.split("/")[0] for n in names)  # families, where there are any
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(heads)}"
         family = f" {name.split('/')[0]}" if "/" in name else ""
         raise UnknownNameError(f"unknown {self.kind} '{name}': {hint} (ssmrl list {self.kind}s{family})")
 
     def load(self, entry: Entry) -> type:
         """Import and return the class of an entry."""
-        key = entry.name.lower()
-        if key in self._user:
-            return self._user[key][1]
-        return getattr(importlib.import_module(entry.module), entry.cls)
+        user = self._user_classes.get((entry.module, entry.cls))
+        return user if user is not None else getattr(importlib.import_module(entry.module), entry.cls)
 
     def create(self, name: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Construct the class that ``name`` stands for; keyword arguments override what the name fixes.
 
         Returns the instance and the values of the shared parameters, for the caller to wrap it with. Raises
-        :class:`UnknownNameError`, and ``TypeError`` for an unknown keyword.
+        :class:`UnknownNameError`, ``TypeError`` for an unknown keyword, and :class:`ConfigError` (a ``ValueError``)
+        for values of a wrong type, out of range or refused by the class.
         """
         entry = self.find(name)
         parameters = entry.parameters()
@@ -203,12 +205,17 @@ class Registry:
             hint = f"did you mean '{close[0]}'?" if close else f"it takes: {', '.join(parameters) or 'nothing'}"
             raise TypeError(f"{self.kind} '{entry.name}' has no parameter '{unknown[0]}': {hint}")
         values = {k: kwargs.get(k, f.default) for k, f in parameters.items()}
+        errors = violations(parameters, entry.requires, values)
+        if errors:
+            raise ConfigError(f"{self.kind} '{entry.name}': {e}" for e in errors)
         shared = {k: values.pop(k) for k in entry.shared}
-        return self.load(entry)(**values), shared
-
-
-def _runtime_field(f: dataclasses.Field) -> Field:
-    return Field(f.name, f.type, f.default, f.metadata["doc"], dict(f.metadata["bounds"]))
+        fixed = {k: v for k, v in entry.kwargs.items() if k not in parameters}  # fields that users cannot set
+        try:
+            return self.load(entry)(**fixed, **values), shared
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError([f"{self.kind} '{entry.name}': {error}"]) from error
 
 
 def _expand(
@@ -218,11 +225,14 @@ def _expand(
     aliases: tuple[str, ...],
 ) -> Iterable[Entry]:
     for name in (base.name, *aliases):
+        root = dataclasses.replace(base, name=name, family=base.name, alias=name if name != base.name else "")
         if variants is None or isinstance(variants, dict):
-            yield dataclasses.replace(base, name=name, suffix=field if variants is None else None)
+            yield dataclasses.replace(root, suffix=field if variants is None else None)
+        if isinstance(variants, tuple):  # the name alone sets the field
+            root = dataclasses.replace(root, fields={k: f for k, f in base.fields.items() if k != field})
         for variant in variants or ():
             fixed = variants[variant] if isinstance(variants, dict) else {str(field): variant}
-            yield dataclasses.replace(base, name=name + variant, kwargs={**base.kwargs, **fixed})
+            yield dataclasses.replace(root, name=name + variant, kwargs={**base.kwargs, **fixed})
 
 
 def _classes(source: str) -> dict[str, ast.ClassDef]:
@@ -238,18 +248,27 @@ def _read_source(path: Path, module: str, variable: str) -> Iterable[Entry]:
     for node in classes.values():
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{variable}.register":
-                options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-                name, doc = ast.literal_eval(call.args[0]), (ast.get_docstring(node) or "").split("\n")[0]
-                fields = _source_fields(node, classes)
-                base = Entry(name, module, node.name, doc, fields, options.get("defaults") or {})
+                try:
+                    options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+                    name, doc = ast.literal_eval(call.args[0]), (ast.get_docstring(node) or "").split("\n")[0]
+                    fields, requires = _read_class(node, classes)
+                except (ValueError, NameError) as error:
+                    raise ValueError(
+                        f"{path}:{node.lineno}: register, hp and requires take literals: {error}"
+                    ) from error
+                base = Entry(name, module, node.name, doc, fields, options.get("defaults") or {}, requires=requires)
                 yield from _expand(base, options.get("variants"), options.get("field"), options.get("aliases", ()))
 
 
-def _source_fields(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Field]:
+def _read_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> tuple[dict[str, Field], dict[str, str]]:
+    """The fields and requirements that a class declares or inherits from bases in the same file."""
     fields: dict[str, Field] = {}
-    for base in node.bases:  # fields are inherited from bases in the same file
+    requires: dict[str, str] = {}
+    for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
-            fields |= _source_fields(classes[base.id], classes)
+            inherited = _read_class(classes[base.id], classes)
+            fields |= inherited[0]
+            requires |= inherited[1]
     for item in node.body:
         match item:
             case ast.AnnAssign(
@@ -259,7 +278,12 @@ def _source_fields(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict
                 bounds = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg != "static"}
                 type_ = eval(ast.unparse(annotation), {"__builtins__": {}}, dict(_TYPES))
                 fields[name] = Field(name, type_, default, doc, bounds)
-    return fields
+            case (
+                ast.Assign(targets=[ast.Name(id="requires")], value=value)
+                | ast.AnnAssign(target=ast.Name(id="requires"), value=ast.expr() as value)
+            ):
+                requires |= ast.literal_eval(value)
+    return fields, requires
 
 
 envs = Registry("env", "ssmrl.envs", "envs", wrapper="wrappers.py:Wrapper")

@@ -78,9 +78,7 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
 
     obs, env_state = lax.cond(done.any(), restart, lambda current: current, (obs, env_state))
     running = ~done
-    batch = EnvBatch(
-        env_state, obs, done, reward, outcome.episode_return * running, outcome.episode_length * running
-    )
+    batch = EnvBatch(env_state, obs, done, reward, outcome.episode_return * running, outcome.episode_length * running)
     return batch, outcome
 
 

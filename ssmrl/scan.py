@@ -34,8 +34,8 @@ def linear_recurrence(
     """Compute all states of ``h[t] = a[t] * h[t-1] + b[t]``, forgetting ``h[t-1]`` where ``reset[t]``.
 
     Args:
-      a: decay, real or complex, broadcastable to ``b``; a time-invariant ``[P]`` is never tiled over time, except by
-        the associative method when there are resets.
+      a: decay, real or complex, broadcastable to ``b``; a time-invariant ``[P]`` is never tiled to ``[T, *B, P]``,
+        except by the associative method when there are resets.
       b: input ``[T, *B, P]``, real or complex.
       h0: state before the first input ``[*B, P]``; zeros if absent.
       reset: bool ``[T, *B]``; True where ``b[t]`` is the first input of a new sequence.
@@ -61,7 +61,7 @@ def linear_recurrence(
         raise ValueError(f"reset must have the shape [T, *B] = {b.shape[:-1]} of b: got {reset.shape}")
     if h0 is not None and h0.shape != b.shape[1:]:
         raise ValueError(f"h0 must have the shape [*B, P] = {b.shape[1:]} of b: got {h0.shape}")
-    if a.ndim > b.ndim or jnp.broadcast_shapes(a.shape, b.shape) != b.shape:
+    if a.ndim > b.ndim or any(n not in (1, m) for n, m in zip(a.shape[::-1], b.shape[::-1], strict=False)):
         raise ValueError(f"a must be broadcastable to b: got a {a.shape} and b {b.shape}")
     if method not in ("auto", "sequential", "associative", "chunked"):
         raise ValueError(f"unknown method '{method}': use auto, sequential, associative or chunked")
@@ -70,7 +70,7 @@ def linear_recurrence(
     dtype = jnp.result_type(a, b, jnp.float32, *(() if h0 is None else (h0,)))
     a = jnp.asarray(a, dtype).reshape((1,) * (b.ndim - a.ndim) + a.shape)
     h0 = jnp.zeros(b.shape[1:], dtype) if h0 is None else jnp.asarray(h0, dtype)
-    keep = None if reset is None else ~reset[..., None]
+    keep = None if reset is None else jnp.logical_not(reset)[..., None]  # ~ would turn an integer 1 into -2
     run = _run if forward_mode else _run_custom_vjp
     return run(method, reverse, a, jnp.asarray(b, dtype), h0, keep)
 
@@ -86,9 +86,7 @@ def _run(method: str, reverse: bool, a: jax.Array, b: jax.Array, h0: jax.Array, 
     return jnp.flip(parallel(a, b, h0, keep), 0)
 
 
-def _sequential(
-    a: jax.Array, b: jax.Array, h0: jax.Array, keep: jax.Array | None, reverse: bool = False
-) -> jax.Array:
+def _sequential(a: jax.Array, b: jax.Array, h0: jax.Array, keep: jax.Array | None, reverse: bool = False) -> jax.Array:
     invariant = a.shape[0] == 1
 
     def step(h: jax.Array, xs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -128,11 +126,10 @@ def _chunked(a: jax.Array, b: jax.Array, h0: jax.Array, keep: jax.Array | None) 
     b = split(b, 0)
     from_rest = _sequential(a, b, jnp.zeros_like(b[0]), keep)
     decay = jnp.cumprod(jnp.broadcast_to(a, (K, *a.shape[1:])), 0)  # from before the chunk to each step
-    if keep is not None:
-        decay = jnp.where(jnp.cumprod(keep, 0).astype(bool), decay, 0)
-    last = _sequential(decay[-1], from_rest[-1], h0, None)
-    inherited = jnp.concatenate([h0[None], last[:-1]])
-    h = from_rest + decay * inherited[None]
+    alive = None if keep is None else jnp.cumprod(keep, 0).astype(bool)  # no reset since before the chunk
+    last = _sequential(decay[-1], from_rest[-1], h0, None if alive is None else alive[-1])
+    inherited = decay * jnp.concatenate([h0[None], last[:-1]])[None]
+    h = from_rest + (inherited if alive is None else jnp.where(alive, inherited, 0))
     return h.swapaxes(0, 1).reshape(C * K, *h.shape[2:])[:T]
 
 

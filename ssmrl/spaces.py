@@ -39,6 +39,9 @@ class MultiDiscrete:
 
     dtype = jnp.int32
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """``(len(nvec),)``."""
@@ -56,12 +59,25 @@ class MultiDiscrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Real (or integer) arrays of one shape; the bounds are scalars or flat tuples with one number per element."""
+    """Real (or integer) arrays of one shape; the bounds, both included, are scalars or have one number per element.
 
-    low: float | tuple[float, ...]
-    high: float | tuple[float, ...]
+    Arrays are accepted as bounds and kept as flat tuples.
+    """
+
+    low: Any
+    high: Any
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        for name in ("low", "high"):
+            bound = np.asarray(getattr(self, name), np.float64)
+            if bound.size not in (1, math.prod(shape)):
+                raise ValueError(f"Box {name} has {bound.size} numbers: give one, or one for each entry of {shape}")
+            object.__setattr__(self, name, bound.item() if bound.ndim == 0 else tuple(bound.ravel().tolist()))
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The lower and upper bound as arrays of the box's shape."""
@@ -71,6 +87,8 @@ class Box:
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw uniformly (standard normal where a side is unbounded); ``key`` is consumed."""
         low, high = self.bounds()
+        if np.issubdtype(self.dtype, np.integer):
+            return jax.random.randint(key, self.shape, low.astype(np.int64), high.astype(np.int64) + 1, self.dtype)
         bounded = np.isfinite(low) & np.isfinite(high) & (high - low < 1e6)
         uniform = jax.random.uniform(
             key, self.shape, minval=np.where(bounded, low, 0), maxval=np.where(bounded, high, 1)
@@ -90,6 +108,9 @@ class Tuple:
 
     spaces: tuple["Space", ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spaces", tuple(self.spaces))
+
     def sample(self, key: jax.Array) -> tuple[Any, ...]:
         """Draw each part; ``key`` is consumed."""
         keys = jax.random.split(key, len(self.spaces))
@@ -102,9 +123,12 @@ class Tuple:
 
 @dataclasses.dataclass(frozen=True)
 class Dict:
-    """A dict of spaces, kept as sorted ``(key, space)`` pairs."""
+    """A dict of spaces; given as a dict or as ``(key, space)`` pairs, kept as sorted pairs."""
 
-    items: tuple[tuple[str, "Space"], ...]
+    items: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", tuple(sorted(dict(self.items).items())))
 
     def sample(self, key: jax.Array) -> dict[str, Any]:
         """Draw each part; ``key`` is consumed."""
@@ -151,6 +175,17 @@ def flatten(space: Space, x: Any) -> jax.Array:
             return jnp.concatenate([flatten(s, v) for s, v in zip(parts, x, strict=True)], axis=-1)
         case Dict(items):
             return jnp.concatenate([flatten(s, x[name]) for name, s in items], axis=-1)
+
+
+def cast(space: Space, x: Any) -> Any:
+    """Give every leaf of an element the dtype that its space declares, strongly typed."""
+    match space:
+        case Tuple(parts):
+            return tuple(cast(s, v) for s, v in zip(parts, x, strict=True))
+        case Dict(items):
+            return {name: cast(s, x[name]) for name, s in items}
+        case _:
+            return jnp.asarray(x, space.dtype)
 
 
 def zeros(space: Space, batch_shape: tuple[int, ...] = ()) -> Any:

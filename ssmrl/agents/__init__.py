@@ -2,3 +2,32 @@
 
 if __name__ != "ssmrl.agents":
     raise ImportError("import ssmrl.agents, not agents: the folder at the top of the repository is a link to it")
+
+from typing import Any
+
+from ssmrl import envs, nn
+from ssmrl.config import Config
+from ssmrl.registry import agents as _registry
+
+register = _registry.register
+
+
+def make_agent(config: Config) -> Any:
+    """Build the agent that a configuration describes, with its environment and sequence model.
+
+    Raises ``ValueError`` or ``TypeError`` for what only the classes themselves can check.
+    """
+    env, env_params = envs.make(config.env, **config.env_parameters)
+    model = nn.make_model(config.model, **config.model_parameters)
+    entry = _registry.find(config.agent)
+    cls = _registry.load(entry)
+    agent = cls(env=env, env_params=env_params, model=model, **config.agent_parameters)
+    return agent.replace(total_updates=float(num_updates(config, agent)))
+
+
+def num_updates(config: Config, agent: Any) -> int:
+    """How many updates ``total_steps`` makes, rounded up."""
+    return -(-config.total_steps // agent.steps_per_update)
+
+
+__all__ = ["make_agent", "num_updates", "register"]

@@ -6,7 +6,7 @@ that the rollout started with, resets inside. Time is never shuffled, so the fir
 rounding; the metric ``ratio_error`` shows it.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -84,17 +84,18 @@ class PPO(struct.PyTreeNode):
         "bootstrap", "at a time limit, value the final observation, or treat it as a terminal state (as older code does)"
     )
     # network
-    inputs: tuple[str, ...] = hp(("obs", "action", "reward", "start"), "what is read: of obs, action, reward, start")
+    inputs: tuple[Literal["obs", "action", "reward", "start"], ...] = hp(
+        ("obs", "action", "reward", "start"), "what the policy reads"
+    )
     encoder: tuple[int, ...] = hp((), "widths of hidden layers before the memory")
     heads: tuple[int, ...] = hp((64,), "widths of hidden layers of the actor's and the critic's head")
     activation: Literal["relu", "tanh", "gelu", "silu"] = hp("relu", "activation of encoder and heads")
     shared: bool = hp(True, "actor and critic share encoder and memory")
     total_updates: float = struct.field(default=0.0)  # the schedule's length, set by the trainer from total_steps
 
-    requires = {
+    requires: ClassVar[dict[str, str]] = {
         "num_envs % num_minibatches == 0": "minibatches split environments, never time",
-        "len(inputs) > 0 and set(inputs) <= {'obs', 'action', 'reward', 'start'}": "inputs are some of obs, action, "
-        "reward, start",
+        "inputs != ()": "a policy reads something",
     }
 
     @property
@@ -209,11 +210,11 @@ class PPO(struct.PyTreeNode):
 
         def step(carry: tuple[Any, Any], row: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = carry
-            time_major = (batch.transitions, batch.advantage, batch.target)
-            part = Batch(
-                *jax.tree.map(lambda x: jnp.take(x, row, axis=1), time_major),
-                memory=jax.tree.map(lambda x: jnp.take(x, row, axis=0), batch.memory),
+            transitions, advantage, target = jax.tree.map(
+                lambda x: jnp.take(x, row, axis=1), (batch.transitions, batch.advantage, batch.target)
             )
+            memory = jax.tree.map(lambda x: jnp.take(x, row, axis=0), batch.memory)
+            part = Batch(transitions, advantage, target, memory)
             gradient, metrics = jax.grad(self._loss, has_aux=True)(params, policy, part)
             params, opt_state, norm = self._apply_gradient(params, opt_state, gradient, state.updates)
             return (params, opt_state), {**metrics, "grad_norm": norm}

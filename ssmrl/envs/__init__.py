@@ -6,6 +6,7 @@ if __name__ != "ssmrl.envs":
 from typing import Any
 
 from ssmrl.envs.base import Environment, EnvParams, EnvState
+from ssmrl.envs.check import check_env
 from ssmrl.envs.wrappers import Wrapper
 from ssmrl.registry import envs as _registry
 
@@ -25,4 +26,4 @@ def make(id: str, **parameters: Any) -> tuple[Environment, Any]:
     return env, env.default_params
 
 
-__all__ = ["EnvParams", "EnvState", "Environment", "make", "register"]
+__all__ = ["EnvParams", "EnvState", "Environment", "check_env", "make", "register"]

@@ -14,7 +14,7 @@ from ssmrl.spaces import Discrete, MultiDiscrete, Space
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Environment):
-    """An environment with its actions flattened or its time limit changed; ``make`` applies it where one is asked for."""
+    """An environment with flat actions or another time limit; ``make`` applies it where one is asked for."""
 
     env: Any
     flat_actions: bool = hp(False, "turn a vector of discrete actions into one discrete action, row-major")
@@ -27,8 +27,11 @@ class Wrapper(Environment):
 
     @property
     def default_params(self) -> Any:
-        """Parameters of the wrapped environment."""
-        return self.env.default_params
+        """Parameters of the wrapped environment, with the time limit given here where they have one."""
+        params = self.env.default_params
+        if self.max_steps and hasattr(params, "max_steps_in_episode"):
+            params = params.replace(max_steps_in_episode=self.max_steps)
+        return params
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
         """See ``Environment``."""
@@ -38,13 +41,13 @@ class Wrapper(Environment):
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
     ) -> tuple[Any, Any, jax.Array, jax.Array, dict[str, Any]]:
         """See ``Environment``."""
-        space = self.env.action_space(params)
+        space = self.env.action_space(self.env.default_params)  # params may be traced, and do not change the kind
         if self.flat_actions and isinstance(space, MultiDiscrete):
             action = jnp.stack(jnp.unravel_index(action, space.nvec), axis=-1).astype(jnp.int32)
         return self.env.step_env(key, state, action, params)
 
     def is_truncated(self, state: Any, params: Any) -> jax.Array:
-        """See ``Environment``; a time limit given here adds to the environment's own rule."""
+        """See ``Environment``; a time limit given here holds whatever the environment's own rule."""
         own = self.env.is_truncated(state, params)
         return own | (state.time >= self.max_steps) if self.max_steps else own
 

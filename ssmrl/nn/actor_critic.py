@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.nn.initializers import orthogonal
 
 from ssmrl import spaces
 from ssmrl.nn.base import Carry, SequenceModel
 from ssmrl.nn.distributions import Distribution, make_distribution, num_parameters
+from ssmrl.nn.initializers import orthogonal
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "gelu": nn.gelu, "silu": nn.silu}
 
@@ -70,7 +70,7 @@ class ActorCritic(nn.Module):
     def __call__(
         self, carry: Carry, obs: Any, reset: jax.Array, prev_action: Any, prev_reward: jax.Array
     ) -> tuple[Carry, Distribution, jax.Array]:
-        """Read a sequence: ``obs`` ``[T, B, ...]``, ``reset`` bool ``[T, B]``, ``prev_action``, ``prev_reward`` ``[T, B]``.
+        """Read a sequence: ``obs`` and ``prev_action`` ``[T, B, ...]``, bool ``reset`` and ``prev_reward`` ``[T, B]``.
 
         Where ``reset``, the previous action and reward are another episode's, and are read as zeros. Returns the new
         carry, the action distribution ``[T, B]`` and the value ``[T, B]``.

@@ -26,5 +26,5 @@ class SequenceModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define initialize_carry(batch_shape)")
 
     def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array) -> tuple[Carry, jax.Array]:
-        """Consume ``x`` ``[T, *B, D]`` with ``reset`` ``[T, *B]`` bool; return the new carry and ``y`` ``[T, *B, D]``."""
+        """Consume ``x`` ``[T, *B, D]`` with bool ``reset`` ``[T, *B]``; return the carry and ``y`` ``[T, *B, D]``."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(carry, x, reset)")

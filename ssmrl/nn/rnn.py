@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jax.nn.initializers import orthogonal, zeros
+from jax.nn.initializers import zeros
 
 from ssmrl.nn.base import Carry, SequenceModel
+from ssmrl.nn.initializers import orthogonal
 from ssmrl.registry import hp, models
 
 

@@ -9,6 +9,7 @@ P counts the complex numbers that are stored: half of ``d_state`` under conjugat
 with the real part doubled under conjugate symmetry.
 """
 
+import functools
 import math
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from ssmrl.scan import linear_recurrence
 _MAX_REAL = -1e-4  # eigenvalues clipped to this keep long sequences stable
 
 
+@functools.lru_cache(maxsize=8)
 def hippo_normal(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues ``[n]`` (by ascending imaginary part) and eigenvectors ``[n, n]`` of HiPPO-N.
 
@@ -65,8 +67,8 @@ _STABLE: dict[str, tuple[Any, Any]] = {
 def discretize(Lambda: jax.Array, Delta: jax.Array, method: str) -> tuple[jax.Array, jax.Array]:
     """Discretise ``Lambda`` with steps ``Delta`` (broadcastable): Lambda_bar and the factor that turns B into B_bar.
 
-    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1`` and its
-    limit ``Delta`` at 0, where the textbook formula cancels.
+    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1`` and, near
+    0, its limit, where the textbook formula cancels.
     """
     z = Lambda * Delta
     if method == "bilinear":
@@ -86,7 +88,7 @@ class S5(SequenceModel):
     d_model: int = hp(64, "width: features in and out", ge=1)
     d_state: int = hp(64, "state size; under conjugate symmetry half as many complex numbers are stored", ge=1)
     blocks: int = hp(1, "J: number of HiPPO blocks that the initial state matrix is made of", ge=1)
-    init: Literal["hippo", "s4d-lin", "s4d-inv", "s4d-real"] = hp("hippo", "initial eigenvalues")
+    lambda_init: Literal["hippo", "s4d-lin", "s4d-inv", "s4d-real"] = hp("hippo", "initial eigenvalues")
     c_init: Literal["lecun", "complex_normal"] = hp("lecun", "initial C: rotated into the eigenbasis, or drawn in it")
     conj_sym: bool = hp(True, "store one of each conjugate pair of eigenvalues")
     discretization: Literal["zoh", "bilinear"] = hp("zoh", "discretisation rule")
@@ -102,8 +104,8 @@ class S5(SequenceModel):
     learned_init: bool = hp(False, "learn the state that a reset leads to")
     scan: Literal["auto", "sequential", "associative", "chunked"] = hp("auto", "method of the recurrence")
 
-    requires = {
-        "d_state % (2 * blocks if conj_sym else blocks) == 0": "the state splits into equal blocks of conjugate pairs",
+    requires: ClassVar[dict[str, str]] = {
+        "d_state % (blocks * (1 + conj_sym)) == 0": "the state splits into equal blocks of conjugate pairs",
         "dt_min <= dt_max": "the step sizes are drawn from an interval",
     }
     # These parameters get their own learning rate and no weight decay (S5, section 6 and appendix G.2.1).
@@ -122,42 +124,40 @@ class S5(SequenceModel):
         """Lambda ``[P]``, and V ``[full, P]`` whose columns are the eigenvectors, for ``blocks`` equal blocks."""
         n = self.d_state // self.blocks
         kept = n // 2 if self.conj_sym else n
-        if self.init == "hippo":
+        if self.lambda_init == "hippo":
             Lambda, V = hippo_normal(n)
             Lambda, V = Lambda[:kept], V[:, :kept]
         else:
-            Lambda, V = initial_eigenvalues(self.init, kept), np.eye(n, kept, dtype=complex)
+            Lambda, V = initial_eigenvalues(self.lambda_init, kept), np.eye(n, kept, dtype=complex)
         return np.tile(Lambda, self.blocks), np.kron(np.eye(self.blocks), V)
+
+    def _init_B(self, key: jax.Array, D: int) -> jax.Array:
+        _, V = self._initial_system()
+        B = jnp.complex64(V.conj().T) @ lecun_normal()(key, (V.shape[0], D)).astype(jnp.complex64)
+        return jnp.stack([B.real, B.imag], -1)
+
+    def _init_C(self, key: jax.Array, D: int) -> jax.Array:
+        if self.c_init == "complex_normal":
+            return normal(math.sqrt(0.5))(key, (D, self.P, 2))
+        _, V = self._initial_system()
+        C = lecun_normal(in_axis=1, out_axis=0, batch_axis=(2,))(key, (D, V.shape[0], 2))
+        C = jax.lax.complex(C[..., 0], C[..., 1]) @ jnp.complex64(V)
+        return jnp.stack([C.real, C.imag], -1)
 
     @nn.compact
     def __call__(
         self, carry: jax.Array, x: jax.Array, reset: jax.Array, dt: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """See ``SequenceModel``; ``dt`` ``[T, *B]`` are observed durations of the steps (all 1 if absent)."""
-        Lambda_init, V = self._initial_system()
+        D, P = x.shape[-1], self.P
         to_real, from_real = _STABLE[self.stability]
-        D, P, full = x.shape[-1], self.P, V.shape[0]
-
-        Lambda_re = self.param("Lambda_re", lambda _: jnp.float32(from_real(Lambda_init.real)))
-        Lambda_im = self.param("Lambda_im", lambda _: jnp.float32(Lambda_init.imag))
-
-        def init_B(key: jax.Array) -> jax.Array:
-            B = jnp.complex64(V.conj().T) @ lecun_normal()(key, (full, D)).astype(jnp.complex64)
-            return jnp.stack([B.real, B.imag], -1)
-
-        def init_C(key: jax.Array) -> jax.Array:
-            if self.c_init == "complex_normal":
-                return normal(math.sqrt(0.5))(key, (D, P, 2))
-            C = lecun_normal(in_axis=1, out_axis=0, batch_axis=(2,))(key, (D, full, 2))
-            C = jax.lax.complex(C[..., 0], C[..., 1]) @ jnp.complex64(V)
-            return jnp.stack([C.real, C.imag], -1)
-
-        def init_step(key: jax.Array) -> jax.Array:
-            return jax.random.uniform(key, (P,), minval=math.log(self.dt_min), maxval=math.log(self.dt_max))
-
-        B, C = self.param("B", init_B), self.param("C", init_C)
+        Lambda_re = self.param("Lambda_re", lambda _: jnp.float32(from_real(self._initial_system()[0].real)))
+        Lambda_im = self.param("Lambda_im", lambda _: jnp.float32(self._initial_system()[0].imag))
+        B, C = self.param("B", self._init_B, D), self.param("C", self._init_C, D)
         D_skip = self.param("D", normal(1.0), (D,))
-        Delta = self.step_rescale * jnp.exp(self.param("log_step", init_step))
+        log_dt = math.log(self.dt_min), math.log(self.dt_max)
+        log_step = self.param("log_step", lambda key: jax.random.uniform(key, (P,), minval=log_dt[0], maxval=log_dt[1]))
+        Delta = self.step_rescale * jnp.exp(log_step)
         Lambda = jax.lax.complex(to_real(Lambda_re), Lambda_im)
 
         # Real matrix products on stacked real and imaginary parts: complex ones cost twice the flops at a lower rate.
@@ -187,4 +187,3 @@ class S5(SequenceModel):
             modulus = Lambda_bar.real**2 + Lambda_bar.imag**2
             scale = jnp.sqrt(jnp.maximum(1 - modulus, 1e-8)).astype(Lambda_bar.dtype)
         return Lambda_bar, scale
-

@@ -85,7 +85,7 @@ class Stack(SequenceModel):
     glu: Literal["none", "full", "half1", "half2"] = hp(
         "full", "gated linear unit: W1 y * sigmoid(W2 y), y * sigmoid(W y), or as half1 with the gate alone activated"
     )
-    skip: Literal["none", "residual", "gru"] = hp("residual", "how a block's output joins its input (gru: GTrXL's gate)")
+    skip: Literal["none", "residual", "gru"] = hp("residual", "how a block's output joins its input (gru: as in GTrXL)")
 
     def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """See ``SequenceModel``; leaves are ``[*B, num_layers, ...]``."""

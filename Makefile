@@ -1,0 +1,42 @@
+# `make train` and `make test` need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint test-slow bench clean
+
+train: .venv/installed  ## learn two memory tasks on this machine, the second of which a GRU does not learn
+	$(BIN)/ssmrl train demo
+	$(BIN)/ssmrl train popgym/repeat_previous_medium
+
+test: .venv/installed-dev lint  ## every gate and every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: .venv/installed-dev  ## the learning claims of the README, hours
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/envs.py
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssmrl needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch .venv/installed $@

@@ -1,0 +1,423 @@
+"""The command line: reads and checks everything before it imports jax, then hands over to the library.
+
+A setting is ``key=value``, ``--key=value`` or ``--key value``, so that a wandb agent's ``${args_no_hyphens}``,
+``${args}`` and ``${args_no_equals}`` all work.
+
+Exit codes: 0 done, 1 failed, 2 the user can put it right, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from ssmrl import config as configuration
+from ssmrl import listing, registry
+from ssmrl.config import Config, check_resumable, resolve, to_flat, to_yaml, trace
+from ssmrl.fields import ConfigError, Field, UserError, parse, show, validate
+from ssmrl.registry import suggest
+
+_KEY = re.compile(r"[A-Za-z_][\w.-]*")
+_EXIT_CODES = {"done": 0, "interrupted": 130, "terminated": 143}
+
+
+@dataclasses.dataclass
+class Arguments:
+    """A command line taken apart."""
+
+    argv: Sequence[str]
+    words: list[str] = dataclasses.field(default_factory=list)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # configuration keys
+    errors: list[str] = dataclasses.field(default_factory=list)
+    help: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A sub-command: the function that runs it, and what it takes."""
+
+    run: Callable[[Arguments], int]
+    doc: str
+    words: str = ""  # placeholder of its positional arguments
+    least: int = 0
+    most: int | None = 0
+    options: tuple[Field, ...] = ()
+    settings: bool = False  # takes configuration keys
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _main(argv)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):  # the reader, say `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if "--debug" in argv:
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+            return 2
+        first = (str(error).strip().splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"ssmrl {version('ssmrl')}")
+        return 0
+    if name not in _COMMANDS:
+        close = suggest(name, _COMMANDS)
+        hint = f"did you mean ssmrl {close[0]}?" if close else f"it is one of {', '.join(_COMMANDS)}"
+        raise UserError(f"unknown command '{name}': {hint} (ssmrl --help)")
+    command = _COMMANDS[name]
+    arguments = read_arguments(name, command, argv[1:])
+    if arguments.help:
+        print(_help(name, command, arguments))
+        return 0
+    if arguments.errors and not command.settings:
+        raise ConfigError(arguments.errors)
+    return command.run(arguments)
+
+
+def read_arguments(name: str, command: Command, argv: Sequence[str]) -> Arguments:
+    """Take the arguments of a command apart; what is wrong with them goes into ``errors``."""
+    fields = {f.name: f for f in (*_COMMON, *command.options)}
+    arguments = Arguments([name, *argv], options={k: f.default for k, f in fields.items()})
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        key, equals, value = token.removeprefix("--").partition("=")
+        dashed, field = token.startswith("--"), fields.get(key.replace("-", "_"))
+        if token in ("-h", "--help"):
+            arguments.help = True
+        elif token.startswith("-") and not (dashed and _KEY.fullmatch(key)):
+            arguments.errors.append(f"unknown option '{token}' (ssmrl {name} --help)")
+        elif not dashed and not (equals and _KEY.fullmatch(key)):
+            arguments.words.append(token)
+        elif field and field.type is bool and not equals:
+            arguments.options[field.name] = True
+        elif not field and (error := _unknown_option(name, command, key, fields, dashed and not equals)):
+            arguments.errors.append(error)
+        elif not equals and (not rest or rest[0].startswith("--")):
+            arguments.errors.append(f"--{key} has no value: write --{key}=VALUE")
+        else:
+            value = value if equals else rest.pop(0)
+            if field:
+                _read_option(arguments, field, value)
+            else:
+                arguments.settings[key] = value
+    if not arguments.help:
+        arguments.errors += _count_errors(name, command, arguments.words)
+    return arguments
+
+
+def _count_errors(name: str, command: Command, words: Sequence[str]) -> list[str]:
+    if len(words) < command.least:
+        return [f"ssmrl {name} needs {command.words}: {len(words)} given (ssmrl {name} --help)"]
+    if command.most is not None and len(words) > command.most:
+        takes = f"takes {command.words} only" if command.most else "takes no names"
+        return [f"ssmrl {name} {takes}: '{' '.join(words[command.most :])}' is too much (ssmrl {name} --help)"]
+    return []
+
+
+def _unknown_option(name: str, command: Command, key: str, fields: Mapping[str, Field], bare: bool) -> str | None:
+    """Why ``key``, which is no option, is no setting either; ``bare``: it was written ``--key`` alone."""
+    close = suggest(key.replace("-", "_"), fields)
+    if command.settings and not (bare and close and key not in configuration.schema()):
+        return None
+    hint = f"did you mean --{close[0].replace('_', '-')} ({fields[close[0]].doc})? " if close else ""
+    return f"unknown option '{key}': {hint}(ssmrl {name} --help)"
+
+
+def _read_option(arguments: Arguments, field: Field, value: str) -> None:
+    try:
+        arguments.options[field.name] = validate(field, parse(value, field.type))
+    except ValueError as error:
+        arguments.errors.append(f"--{field.name}={value}: {error}")
+
+
+def prepare_jax(platform: str = "auto", cache_dir: str | None = None, debug_nans: bool = False) -> None:
+    """Set the environment variables that jax reads when it is imported; the user's own stand unless overridden.
+
+    Raises ``UserError`` if ``platform`` is ``"gpu"`` and there is none.
+    """
+    if platform == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    elif platform == "gpu":
+        os.environ.pop("JAX_PLATFORMS", None)  # jax prefers a GPU of any make
+    if debug_nans:
+        os.environ["JAX_DEBUG_NANS"] = "true"
+    if cache_dir == "off":
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    else:
+        if cache_dir is not None:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = cache_dir
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir()))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if platform == "gpu":
+        import jax
+
+        if jax.default_backend() != "gpu":
+            raise UserError("platform=gpu: jax finds no GPU; use platform=auto, or see ssmrl doctor")
+
+
+def default_cache_dir() -> Path:
+    """The user's folder of compiled programs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssmrl" / "jax"
+
+
+def _train(arguments: Arguments) -> int:
+    presets = arguments.words
+    if not presets and not arguments.settings and "demo" in configuration.presets():
+        presets = ["demo"]
+    config = trace(presets, arguments.settings, arguments.errors)[0]
+    prepare_jax(config.platform, config.cache.dir, config.debug.nans)
+    from ssmrl import tracking, training
+
+    quiet = arguments.options["quiet"] or arguments.options["json"]
+    if arguments.options["dry_run"]:
+        _print_facts(training.dry_run(config), arguments)
+        return 0
+    tracking.check_sinks(config)
+    run = training.train(config, quiet=quiet, command=shlex.join(["ssmrl", *arguments.argv]))
+    return _finish(run, arguments)
+
+
+def _resume(arguments: Arguments) -> int:
+    if len(arguments.words) != 1:
+        raise ConfigError(arguments.errors)
+    run_dir, saved = _run(arguments.words[0])
+    try:
+        overrides = check_resumable(saved, arguments.settings)
+    except ConfigError as error:
+        raise ConfigError([*arguments.errors, *error.errors]) from None
+    if arguments.errors:
+        raise ConfigError(arguments.errors)
+    config = resolve([str(run_dir / "config.yaml")], overrides)
+    prepare_jax(config.platform, config.cache.dir, config.debug.nans)
+    from ssmrl import tracking, training
+
+    tracking.check_sinks(config)
+    run = training.resume(run_dir, overrides, quiet=arguments.options["quiet"] or arguments.options["json"])
+    return _finish(run, arguments)
+
+
+def _finish(run: Any, arguments: Arguments) -> int:
+    if arguments.options["json"]:
+        _print_facts({"dir": str(run.dir), "status": run.status, **run.summary}, arguments)
+    return _EXIT_CODES[run.status]
+
+
+def _eval(arguments: Arguments) -> int:
+    run_dir, saved = _run(arguments.words[0])
+    chosen = {k: arguments.options[k] for k in ("step", "episodes", "env", "greedy", "seed")}
+    if chosen["env"] is not None:
+        chosen["env"] = registry.envs.find(chosen["env"]).name
+    prepare_jax(cache_dir=saved.cache.dir)
+    from ssmrl.evaluation import evaluate_run
+
+    _print_facts(evaluate_run(run_dir, **chosen), arguments)
+    return 0
+
+
+def _plot(arguments: Arguments) -> int:
+    run_dirs = [_run(word)[0] for word in arguments.words]
+    from ssmrl.plotting import plot_runs
+
+    output = arguments.options["output"]
+    path = plot_runs(run_dirs, Path(output) if output else None)
+    print(json.dumps({"plot": str(path)}) if arguments.options["json"] else path)
+    return 0
+
+
+def _config(arguments: Arguments) -> int:
+    config, trail = trace(arguments.words, arguments.settings, arguments.errors)
+    key = arguments.options["explain"]
+    if key is None:
+        print(json.dumps(to_flat(config)) if arguments.options["json"] else to_yaml(config).rstrip())
+        return 0
+    fields = configuration.schema(config)
+    if key not in fields:
+        raise ConfigError(
+            [configuration.unknown_key(key, fields, {kind: getattr(config, kind) for kind in configuration.KINDS})]
+        )
+    value, field = to_flat(config)[key], fields[key]
+    if arguments.options["json"]:
+        print(json.dumps({"key": key, "value": value, "trail": trail[key]}))
+        return 0
+    print(f"{key}={show(value)}\n  {field.doc}\n  {field.expected}")
+    for where, given in trail[key]:
+        print(f"  {where}: {show(given)}")
+    return 0
+
+
+def _doctor(arguments: Arguments) -> int:
+    prepare_jax()
+    from ssmrl.doctor import examine
+
+    findings = examine(default_cache_dir())
+    if arguments.options["json"]:
+        print(json.dumps([dataclasses.asdict(f) for f in findings], indent=1))
+    else:
+        width = max(len(f.name) for f in findings)
+        for f in findings:
+            print(f"{f.verdict:>6}  {f.name:{width}}  {f.detail}")
+    return int(any(f.verdict == "broken" for f in findings))
+
+
+def _list(arguments: Arguments) -> int:
+    what, pattern = [*arguments.words, ""][:2]
+    what = what if what.endswith("s") else f"{what}s"
+    choices = {"envs": registry.envs, "models": registry.models, "agents": registry.agents}
+    facts: Any
+    if what in choices:
+        text, facts = listing.entries(choices[what], pattern)
+    elif what == "presets":
+        text, facts = listing.presets(pattern)
+    elif what == "runs":
+        text, facts = listing.runs(Path(arguments.options["root"]), pattern)
+    else:
+        close = suggest(what, [*choices, "presets", "runs"])
+        hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(choices)}, presets, runs"
+        raise UserError(f"ssmrl list '{arguments.words[0]}': {hint}")
+    print(json.dumps(facts, indent=1) if arguments.options["json"] else text)
+    return 0
+
+
+def _run(name: str) -> tuple[Path, Config]:
+    """A run's folder and configuration, by path or by name within ``runs/``."""
+    path = next((p for p in (Path(name), Path("runs") / name) if (p / "config.yaml").is_file()), None)
+    if path is None:
+        close = suggest(Path(name).name, [p.parent.name for p in Path("runs").glob("*/config.yaml")])
+        hint = f"did you mean runs/{close[0]}?" if close else "it has no config.yaml"
+        raise UserError(f"'{name}' is no run: {hint} (ssmrl list runs)")
+    return path, resolve([str(path / "config.yaml")])
+
+
+def _print_facts(facts: Mapping[str, Any], arguments: Arguments) -> None:
+    if arguments.options["json"]:
+        from ssmrl.tracking import jsonable
+
+        print(json.dumps(jsonable(facts)))
+        return
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        print(f"{name:{width}}  {f'{value:.4g}' if isinstance(value, float) else show(value)}")
+
+
+def _overview() -> str:
+    lines = [
+        "ssmrl: reinforcement learning with long memory",
+        "",
+        "usage: ssmrl COMMAND ...",
+        "",
+        *(f"  {name:8} {command.doc}" for name, command in _COMMANDS.items()),
+        "",
+        "settings are key=value, --key=value or --key value; presets are named first and later ones win:",
+        "  ssmrl train demo seeds=4 agent.learning_rate=1e-3 model=gru",
+        "  ssmrl train --help        all settings (also: ssmrl train model=gru --help)",
+        "",
+        "every command takes",
+        *(f"  --{f.name:8} {f.doc}" for f in _COMMON),
+        "exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong, 130 Ctrl-C, 143 SIGTERM",
+    ]
+    return "\n".join(lines)
+
+
+def _help(name: str, command: Command, arguments: Arguments) -> str:
+    options = "".join(f" [--{f.name.replace('_', '-')}{'' if f.type is bool else ' VALUE'}]" for f in command.options)
+    words = f" {command.words}" if command.words else ""
+    settings = " [key=value ...]" if command.settings else ""
+    lines = [f"usage: ssmrl {name}{words}{settings}{options} [--json] [--quiet] [--debug]", "", command.doc, ""]
+    for f in (*command.options, *_COMMON):
+        default = "" if f.type is bool or f.default is None else f" (default {show(f.default)})"
+        lines.append(f"  --{f.name.replace('_', '-'):12} {f.doc}{default}")
+    if command.settings:
+        shown = arguments.words if name != "resume" else []
+        config = trace(shown, arguments.settings, arguments.errors)[0]
+        values = to_flat(config)
+        lines += ["", "settings, with their values here:"]
+        for key, field in configuration.schema(config).items():
+            if name != "resume" or key.split(".")[0] in configuration.RESUMABLE:
+                lines.append(listing.field_line(dataclasses.replace(field, default=values[key])))
+    return "\n".join(lines)
+
+
+_COMMON = (
+    Field("json", bool, False, "print JSON on standard output, and nothing else there"),
+    Field("quiet", bool, False, "print errors only"),
+    Field("debug", bool, False, "show the traceback of an error"),
+)
+_COMMANDS = {
+    "train": Command(
+        _train,
+        "train an agent in a new run directory; without arguments: the preset demo",
+        "[PRESET ...]",
+        most=None,
+        settings=True,
+        options=(Field("dry_run", bool, False, "check everything and show shapes and sizes, without compiling"),),
+    ),
+    "resume": Command(
+        _resume, "go on with a run where its last checkpoint is, bit for bit", "RUN", 1, 1, settings=True
+    ),
+    "eval": Command(
+        _eval,
+        "measure a trained policy over whole episodes",
+        "RUN",
+        1,
+        1,
+        (
+            Field("episodes", int, 256, "episodes per seed", {"ge": 1}),
+            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
+            Field("env", str | None, None, "another environment"),
+            Field("greedy", bool, False, "take the most likely action instead of sampling"),
+            Field("seed", int, 0, "random seed", {"ge": 0}),
+        ),
+    ),
+    "plot": Command(
+        _plot,
+        "draw learning curves of one or several runs",
+        "RUN ...",
+        1,
+        None,
+        (Field("output", str | None, None, "file to write (default: in the first run's folder)"),),
+    ),
+    "list": Command(
+        _list,
+        "list envs, models, agents, presets or runs; with the name of one: its parameters",
+        "envs|models|agents|presets|runs [PATTERN]",
+        1,
+        2,
+        (Field("root", str, "runs", "folder of run directories"),),
+    ),
+    "config": Command(
+        _config,
+        "show the configuration that presets and settings make, as YAML",
+        "[PRESET ...]",
+        most=None,
+        options=(Field("explain", str | None, None, "show where this key's value comes from"),),
+        settings=True,
+    ),
+    "doctor": Command(_doctor, "check versions, devices, wandb and the compilation cache"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

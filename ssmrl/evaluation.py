@@ -1,0 +1,201 @@
+"""Trained policies: loading them from a run directory and measuring them over whole episodes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ssmrl import checkpoint
+from ssmrl.agents import make_agent
+from ssmrl.config import Config, resolve
+from ssmrl.envs import make as make_env
+from ssmrl.policy import Policy, PolicyCarry
+from ssmrl.registry import UserError
+from ssmrl.rollout import reset_batch, step_batch
+
+SCORE = "return_mean"  # what "best" means, in manifests and in final.json
+_MAX_ENVS = 256
+_MAX_STEPS = 100_000  # per episode, for environments without an end
+
+
+def run_episodes(
+    policy: Policy, env: Any, env_params: Any, key: jax.Array, *, episodes: int, greedy: bool
+) -> dict[str, jax.Array]:
+    """Run at least ``episodes`` whole episodes in parallel environments; pure, ``key`` is consumed.
+
+    Each of ``B = min(episodes, 256)`` environments runs the same number of episodes, so that short ones do not count
+    more often. Returns ``returns`` and ``lengths`` ``[episodes per environment, B]``; an episode without an end within
+    100,000 steps is NaN.
+    """
+    num_envs = min(episodes, _MAX_ENVS)
+    per_env = -(-episodes // num_envs)
+    key, key_reset = jax.random.split(key)
+    results = jnp.full((2, per_env, num_envs), jnp.nan)
+    start = (
+        policy.initial_carry(num_envs),
+        reset_batch(env, env_params, num_envs, key_reset),
+        jnp.zeros(num_envs, jnp.int32),
+        results,
+        key,
+        jnp.int32(0),
+    )
+
+    def running(loop: tuple) -> jax.Array:
+        _, _, finished, _, _, t = loop
+        return (finished < per_env).any() & (t < per_env * _MAX_STEPS)
+
+    def step(loop: tuple) -> tuple:
+        carry, batch, finished, results, key, t = loop
+        key, key_act, key_env = jax.random.split(key, 3)
+        memory, dist, _ = policy.step(carry, batch.obs, batch.reset, batch.reward)
+        action = dist.to_env(dist.mode() if greedy else dist.sample(key_act))
+        batch, outcome = step_batch(env, env_params, batch, action, key_env)
+        ended = (outcome.terminated | outcome.truncated) & (finished < per_env)
+        slot = jnp.where(ended, finished, per_env)  # out of range where nothing ended: dropped
+        values = jnp.stack([outcome.episode_return, outcome.episode_length.astype(jnp.float32)])
+        results = results.at[:, slot, jnp.arange(num_envs)].set(values, mode="drop")
+        return PolicyCarry(memory, action), batch, finished + ended, results, key, t + 1
+
+    returns, lengths = lax.while_loop(running, step, start)[3]
+    return {"returns": returns, "lengths": lengths}
+
+
+def evaluate(
+    policy: Policy, env: Any, episodes: int = 256, seed: int = 0, *, env_params: Any = None, greedy: bool = False
+) -> dict[str, float]:
+    """Measure ``policy`` in ``env`` (an environment or its id).
+
+    Returns a flat dict: ``return_mean``, ``return_std`` and ``return_se`` over episodes, ``length_mean``, ``episodes``.
+    """
+    if isinstance(env, str):
+        env, env_params = make_env(env)
+    env_params = env.default_params if env_params is None else env_params
+    check_spaces(policy, env, env_params)
+    run = jax.jit(lambda policy, key: run_episodes(policy, env, env_params, key, episodes=episodes, greedy=greedy))
+    result = jax.tree.map(np.asarray, run(policy, jax.random.key(seed)))
+    returns = result["returns"][np.isfinite(result["returns"])]
+    return {
+        "return_mean": float(returns.mean()) if returns.size else float("nan"),
+        "return_std": float(returns.std()) if returns.size else float("nan"),
+        "return_se": float(returns.std() / np.sqrt(returns.size)) if returns.size else float("nan"),
+        "length_mean": float(np.nanmean(result["lengths"])) if returns.size else float("nan"),
+        "episodes": int(returns.size),
+    }
+
+
+def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
+    """Raise ``UserError`` unless the policy reads what ``env`` shows and does what it takes."""
+    network = policy.network
+    for name, own, there in (
+        ("observations", network.observation_space, env.observation_space(env_params)),
+        ("actions", network.action_space, env.action_space(env_params)),
+    ):
+        if own != there:
+            raise UserError(f"the policy was trained with {name} in {own}, but {env.name} has {there}")
+
+
+def load(run_dir: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:
+    """Load a trained policy, normaliser and input features included.
+
+    ``step`` is ``"best"``, ``"latest"`` or a number of environment steps that was saved. Raises ``UserError`` if the run,
+    the checkpoint or the seed is missing, or if the checkpoint is damaged.
+    """
+    config = read_config(run_dir)
+    agent, state, _ = _restore(Path(run_dir), config, step)
+    if not 0 <= seed_index < config.seeds:
+        raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
+    return agent.policy(jax.tree.map(lambda x: x[seed_index], state))
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    step: str | int = "best",
+    episodes: int = 256,
+    env: str | None = None,
+    greedy: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure every seed of a run, write the numbers to ``eval/<step>.json`` in its folder, and return them."""
+    config = read_config(run_dir)
+    agent, state, path = _restore(Path(run_dir), config, step)
+    target, target_params = make_env(env) if env else (agent.env, agent.env_params)
+    start = time.perf_counter()
+    scores = []
+    for i in range(config.seeds):
+        policy = agent.policy(jax.tree.map(lambda x, i=i: x[i], state))
+        scores.append(evaluate(policy, target, episodes, seed + i, env_params=target_params, greedy=greedy))
+    result = {
+        **summarize(scores),
+        "env_steps": int(path.name),
+        "greedy": int(greedy),
+        "seed": seed,
+        "wall_s": time.perf_counter() - start,
+    }
+    suffix = "" if env is None else "_" + env.replace("/", "_")
+    write_json(Path(run_dir) / "eval" / f"{path.name}{suffix}{'_greedy' if greedy else ''}.json", result)
+    return result
+
+
+def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
+    """Aggregate the per-seed results of :func:`evaluate`: means over seeds, and the deviation *between* seeds."""
+    means = [s["return_mean"] for s in scores]
+    summary: dict[str, Any] = {
+        "return_mean": float(np.mean(means)),
+        "return_std": float(np.std(means)),
+        "return_min": float(np.min(means)),
+        "return_max": float(np.max(means)),
+        "length_mean": float(np.mean([s["length_mean"] for s in scores])),
+        "episodes": int(sum(s["episodes"] for s in scores)),
+        "seeds": len(scores),
+    }
+    return summary | {f"return_mean/seed_{i}": m for i, m in enumerate(means)}
+
+
+def read_config(run_dir: str | Path) -> Config:
+    """The resolved configuration of a run. Raises ``UserError`` if ``run_dir`` is not a run."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run directory: it has no config.yaml (ssmrl list runs)")
+    return resolve([str(path)], {})
+
+
+def find_checkpoint(run_dir: Path, step: str | int) -> Path:
+    """The checkpoint that ``step`` names. Raises ``UserError`` with what there is instead."""
+    folder = run_dir / "checkpoints"
+    paths = checkpoint.available(folder)
+    if not paths:
+        raise UserError(f"{run_dir} has no checkpoint yet")
+    if step == "latest":
+        return paths[-1]
+    if step == "best":
+        best = checkpoint.best_of(folder, SCORE)
+        assert best is not None
+        return best
+    for path in paths:
+        if str(step).isdigit() and int(path.name) == int(step):
+            return path
+    saved = ", ".join(str(int(p.name)) for p in paths)
+    raise UserError(f"{run_dir} has no checkpoint '{step}': use best, latest or one of {saved}")
+
+
+def _restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:
+    agent = make_agent(config)
+    path = find_checkpoint(run_dir, step)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
+    like = jax.eval_shape(jax.vmap(agent.init), keys)
+    return agent, checkpoint.restore(path, like), path
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write a flat dict of numbers; what is not finite becomes null."""
+    finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in facts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(finite, indent=1) + "\n")
+    partial.replace(path)
