@@ -102,7 +102,7 @@ def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
 def load(run_dir: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:
     """Load a trained policy, normaliser and input features included.
 
-    ``step`` is ``"best"``, ``"latest"`` or a number of environment steps that was saved. Raises ``UserError`` if the run,
+    ``step`` is ``"best"``, ``"latest"`` or a saved number of environment steps. Raises ``UserError`` if the run,
     the checkpoint or the seed is missing, or if the checkpoint is damaged.
     """
     config = read_config(run_dir)

@@ -11,8 +11,8 @@ def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     """Initialise ``[n, m]`` to ``scale`` times a uniformly random semi-orthogonal matrix (Saxe et al. 2014).
 
     The orthogonal polar factor of a Gaussian matrix is Haar distributed; it is found by Newton and Schulz's iteration
-    (Higham 2008, section 8.3). Not by QR: ``vmap`` over seeds makes batched LAPACK calls of it, and two of those at once
-    dead-lock jaxlib 0.10 on a machine with two cores.
+    (Higham 2008, section 8.3). Not by QR: ``vmap`` over seeds makes batched LAPACK calls of it, and two of those at
+    once dead-lock jaxlib 0.10 on a machine with two cores.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

@@ -67,8 +67,8 @@ _STABLE: dict[str, tuple[Any, Any]] = {
 def discretize(Lambda: jax.Array, Delta: jax.Array, method: str) -> tuple[jax.Array, jax.Array]:
     """Discretise ``Lambda`` with steps ``Delta`` (broadcastable): Lambda_bar and the factor that turns B into B_bar.
 
-    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1`` and, near
-    0, its limit, where the textbook formula cancels.
+    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1``
+    and, near 0, its limit, where the textbook formula cancels.
     """
     z = Lambda * Delta
     if method == "bilinear":
@@ -173,8 +173,8 @@ class S5(SequenceModel):
             b = scale * jax.lax.complex(Bu[..., :P], Bu[..., P:])
         if self.learned_init:
             h_init = self.param("h_init", nn.initializers.zeros, (P, 2))
-            start = Lambda_bar * jax.lax.complex(h_init[:, 0], h_init[:, 1]).reshape((1,) * (x.ndim - 1) + (P,))
-            b = b + jnp.where(reset[..., None], start, 0)
+            start = jnp.broadcast_to(jax.lax.complex(h_init[:, 0], h_init[:, 1]), b.shape)
+            b = b + jnp.where(reset[..., None], jnp.broadcast_to(Lambda_bar, b.shape) * start, 0)
 
         h = linear_recurrence(Lambda_bar, b, carry, reset, method=self.scan)
         C_real = jnp.concatenate([C[..., 0], -C[..., 1]], -1).T * (2 if self.conj_sym else 1)

@@ -142,13 +142,10 @@ def test_scale_of_the_initial_matrices(c_init, conj_sym):
 def test_init_does_not_grow_with_the_model(learned_init):
     def program(d):
         layer = S5(d_model=d, d_state=d, learned_init=learned_init)
-        arguments = layer.initialize_carry(()), jnp.zeros((2, d)), jnp.zeros(2, bool)
+        arguments = layer.initialize_carry(), jnp.zeros((2, d)), jnp.zeros(2, bool)
         return jax.make_jaxpr(layer.init)(jax.random.key(0), *arguments)
 
-    def equations(jaxpr):
-        return str(jaxpr).count("\n")
-
-    assert equations(program(8)) == equations(program(64))
+    assert str(program(8)).count(" = ") == str(program(64)).count(" = ")
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
@@ -216,18 +213,16 @@ def test_a_reset_leads_to_the_learned_state(with_dt):
     np.testing.assert_allclose(at_reset, given, 1e-5, 1e-5)
 
 
-def test_input_scale_norm_makes_slow_states_as_loud_as_fast_ones():
+def test_input_scale_norm_keeps_the_power_of_white_noise():
+    """What decays in a step is what one step of input adds: a stationary state has the power of its input."""
     layer = S5(d_model=1, d_state=2 * P, input_scale="norm")
     params = draw(layer, d_input=1)
-    params = {**params, "Lambda_re": jnp.float32([-1, -0.1, -0.01, -0.001]), "log_step": jnp.zeros(P)}
-    params["B"] = jnp.ones_like(params["B"])
-    x = np.random.default_rng(0).normal(size=(20_000, 1)).astype(np.float32)
-    powers = []
-    for scale in ("norm", "step"):
-        layer = S5(d_model=1, d_state=2 * P, input_scale=scale)
-        states = [run(layer, params, np.zeros(P, np.complex64), x[i:], np.zeros(20_000 - i, bool))[0] for i in range(1)]
-        powers.append(np.abs(states[0]))
-    assert powers[0].max() < 10
+    params = {**params, "Lambda_re": jnp.float32([-1, -0.1, -0.01, -1e-3]), "log_step": jnp.zeros(P)}
+    params["B"] = jnp.broadcast_to(jnp.float32([1, 0]), (P, 1, 2))
+    states = np.stack([np.zeros(P), np.ones(P)]).astype(np.complex64)
+    (added, kept), _ = run(layer, params, states, np.float32([[[1], [0]]]), np.zeros((1, 2), bool))
+    np.testing.assert_allclose(np.abs(kept), np.exp([-1, -0.1, -0.01, -1e-3]), 1e-5)
+    np.testing.assert_allclose(np.abs(added) ** 2 + np.abs(kept) ** 2, 1, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +235,5 @@ def test_input_scale_norm_makes_slow_states_as_loud_as_fast_ones():
     ],
 )
 def test_impossible_sizes(options, message):
-    with pytest.raises(ConfigError, match=f"model 's5': .*{message}") as error:
+    with pytest.raises(ConfigError, match=f"model 's5': .*{message}"):
         make_model("s5", **options)
-    print(error.value)
