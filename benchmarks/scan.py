@@ -3,7 +3,8 @@
     python benchmarks/scan.py [--shape 1024 64 128] [--runs 9]
 
 The rival carries (a, b, reset) through ``jax.lax.associative_scan``, as the published S5 RL code does, and is
-differentiated by JAX. All programs run in turn, so that a noisy machine treats them alike; the ratio is taken round by round.
+differentiated by JAX. All programs run in turn, so that a noisy machine treats them alike; the ratio is taken round by
+round.
 """
 
 import argparse

@@ -99,6 +99,7 @@ def test_umbrella_chain_is_bsuite(id, length, distractors):
     env, params = envs.make(id)
     start, state = env.reset(jax.random.key(0), params)
     actions = np.random.default_rng(0).integers(0, 2, length).astype(np.int32)
+    actions[:2] = [1 - state.has, state.has][:length]  # the first alone matters
     ours = unroll(env, params, state, actions, jax.random.key(1))
     draws = [state.need, state.has, start[3:]]
     for t in range(length):  # a random reward before each of the steps but the last, and new distractors after each

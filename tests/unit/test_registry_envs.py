@@ -171,8 +171,10 @@ def test_max_steps_may_exceed_the_environments_own_limit(keypad):
     env, params = envs.make("my/Keypad", max_steps=5_000)  # a Keypad has 1000
     truncated = [bool(env.is_truncated(EnvState(jnp.int32(t)), params)) for t in (1_000, 4_999, 5_000)]
     assert truncated == [False, False, True]
-    own = params.replace(max_steps_in_episode=10)  # a tighter limit in the parameters still holds
-    assert env.is_truncated(EnvState(jnp.int32(10)), own)
+    for limit in (10, 9_000):  # of the limit given here and one in the parameters, the tighter holds
+        other = params.replace(max_steps_in_episode=limit)
+        truncated = [bool(env.is_truncated(EnvState(jnp.int32(t)), other)) for t in (9, 10, 4_999, 5_000)]
+        assert truncated == [False, limit == 10, limit == 10, True]
 
 
 def test_the_package_refuses_a_second_name():

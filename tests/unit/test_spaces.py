@@ -112,7 +112,7 @@ def test_parts_are_concatenated_in_order():
 def test_flatten_takes_any_leading_axes(space, batch):
     count = int(np.prod(batch))
     one_by_one = draw(space, count)
-    x = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), one_by_one)
+    x = jax.tree.map(lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), one_by_one)
     flatten = jax.jit(lambda element: spaces.flatten(space, element))
     flat = flatten(x)
     assert (flat.shape, flat.dtype) == ((*batch, spaces.flat_size(space)), jnp.float32)
