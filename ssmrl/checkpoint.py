@@ -5,6 +5,7 @@ must be: shapes, data types, key implementations, and a checksum of each file. A
 when it is complete, so a killed process leaves the previous one untouched.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ def save(folder: Path, state: Any, *, env_steps: int, **facts: Any) -> Path:
     partial = folder / f".partial-{env_steps:012d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    arrays = {path: _to_numpy(leaf) for path, leaf in _leaves(state)}
+    arrays = {path: _to_numpy(leaf) for path, leaf in _leaves(state) if leaf.size}  # orbax refuses empty ones
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((partial / "state").absolute(), arrays)
     manifest = {
@@ -71,7 +72,10 @@ def restore(path: Path, like: Any) -> Any:
         raise CheckpointError(f"{path} does not fit this configuration: {_difference(manifest['tree'], expected)}")
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore((path / "state").absolute())
-    leaves = [_from_numpy(arrays[name], manifest["keys"].get(name)) for name, _ in _leaves(like)]
+    leaves = [
+        _from_numpy(arrays[name], manifest["keys"].get(name)) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in _leaves(like)
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -111,11 +115,21 @@ def prune(folder: Path, keep: int, score: str) -> None:
             shutil.rmtree(path)
 
 
+def truncate(folder: Path, env_steps: int) -> None:
+    """Delete the checkpoints after ``env_steps``: a run that continues from there makes its own."""
+    for path in available(folder):
+        if int(path.name) > env_steps:
+            shutil.rmtree(path)
+
+
 def best_of(folder: Path, score: str) -> Path | None:
     """The checkpoint with the highest number under ``score`` in its manifest; the latest if none has one."""
-    paths = available(folder)
-    scored = [(s, p) for p in paths if (s := read_manifest(p).get(score)) is not None]
-    return max(scored)[1] if scored else (paths[-1] if paths else None)
+    readable = {}
+    for path in available(folder):
+        with contextlib.suppress(CheckpointError):
+            readable[path] = read_manifest(path)
+    scored = [(manifest[score], path) for path, manifest in readable.items() if manifest.get(score) is not None]
+    return max(scored)[1] if scored else max(readable, default=None)
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:

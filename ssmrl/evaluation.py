@@ -174,9 +174,7 @@ def find_checkpoint(run_dir: Path, step: str | int) -> Path:
     if step == "latest":
         return paths[-1]
     if step == "best":
-        best = checkpoint.best_of(folder, SCORE)
-        assert best is not None
-        return best
+        return checkpoint.best_of(folder, SCORE) or paths[-1]
     for path in paths:
         if str(step).isdigit() and int(path.name) == int(step):
             return path

@@ -48,7 +48,8 @@ class Run:
     def metrics(self) -> dict[str, np.ndarray]:
         """Logged metrics by name: arrays ``[log points]``, or ``[log points, seeds]`` for those of the agent."""
         lines = [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
-        return {k: np.array([line.get(k) for line in lines], float) for k in (lines[-1] if lines else {})}
+        names = dict.fromkeys(k for line in lines for k in line)  # evaluations are not in every line
+        return {k: np.array([line.get(k) for line in lines], float) for k in names}
 
 
 def make_train(config: Config) -> tuple[Callable, Callable]:
@@ -71,6 +72,8 @@ def train(
     """
     if isinstance(config, str):
         config = resolve([config, *presets], overrides)
+    elif presets or overrides:
+        raise TypeError("a resolved configuration takes no presets and overrides: give them to ssmrl.resolve")
     check_sinks(config)
     agent = _build(config)
     run_dir = _create_run_dir(config)
@@ -137,6 +140,7 @@ class _Loop:
     def __init__(self, config: Config, agent: Any, run_dir: Path, quiet: bool):
         self.config, self.agent, self.dir = config, agent, run_dir
         self.wall_s = 0.0  # spent in training, compilation excepted, by all processes of the run
+        self.updates = 0  # made so far
         self.total = num_updates(config, agent)
         self.quiet, self.console = quiet, Console(run_dir, config, agent, quiet)
         self.keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.arange(config.seeds))
@@ -150,6 +154,8 @@ class _Loop:
             self.console,
         ):
             tracker.truncate(updates * self.agent.steps_per_update)
+            checkpoint.truncate(self.dir / "checkpoints", updates * self.agent.steps_per_update)
+            self.updates = updates
             self._status("running", updates)
             try:
                 state, updates = self._train(state, updates, tracker, stop)
@@ -161,7 +167,7 @@ class _Loop:
                     return Run(self.dir, self.config, status, state, {})
                 summary = self._finish(state, updates)
             except BaseException as error:
-                self._status("failed", updates, reason=f"{type(error).__name__}: {error}")
+                self._status("failed", self.updates, reason=f"{type(error).__name__}: {error}")
                 raise
         return Run(self.dir, self.config, "done", state, summary)
 
@@ -183,7 +189,8 @@ class _Loop:
         chunk, evaluator, state = self._compile(state)
         every, per_update = self.config.log.every, self.agent.steps_per_update
         self.console.start(updates)
-        while updates < self.total and not stop.is_set():
+        last = updates >= self.total or stop.is_set()
+        while not last:
             n, start = min(every, self.total - updates), time.perf_counter()
             state, metrics, bad = jax.block_until_ready(chunk(state, jnp.int32(n)))
             seconds = time.perf_counter() - start
@@ -191,13 +198,15 @@ class _Loop:
             metrics = {k: np.asarray(v).tolist() for k, v in metrics.items()}
             self._check_finite(metrics, int(np.min(bad)), updates)
             updates, steps_per_s = updates + n, n * per_update * self.config.seeds / seconds
+            self.updates = updates
             chunks = -(-updates // every)
             if self.config.eval.every and chunks % self.config.eval.every == 0 and updates < self.total:
                 result = self._evaluate(evaluator, state, updates)
                 metrics |= {f"eval/{k}": result[k] for k in ("return_mean", "return_std", "length_mean")}
             tracker.log(updates * per_update, {"updates": updates, "steps_per_s": steps_per_s, **metrics})
             self.console.log(updates, metrics, steps_per_s)
-            if chunks % self.config.checkpoint.every == 0 or updates >= self.total or stop.is_set():
+            last = updates >= self.total or stop.is_set()  # asked once: what ends the loop is saved
+            if last or chunks % self.config.checkpoint.every == 0:
                 self._checkpoint(state, updates, metrics)
             self._status("running", updates, metrics)
         self.evaluator = evaluator
@@ -211,16 +220,15 @@ class _Loop:
             (_over_seeds(self._chunk, self.config.seeds, (0, None)), (self.like, jax.ShapeDtypeStruct((), jnp.int32))),
             (_over_seeds(self._run_episodes, self.config.seeds, (0, 0)), (self.like, keys_like)),
         ]
-        if state is None:
-            programs.insert(0, (_over_seeds(self.agent.init, self.config.seeds, (0,)), (keys_like,)))
-        with ThreadPoolExecutor(len(programs)) as pool:
-            lowered = [jax.jit(f).lower(*args) for f, args in programs]
-            compiled = list(pool.map(lambda program: program.compile(), lowered))
-        if state is None:
-            state = compiled.pop(0)(self.keys)
+        with ThreadPoolExecutor(3) as pool:
+            compiled = [pool.submit(jax.jit(f).lower(*args).compile) for f, args in programs]
+            if state is None:  # runs once: not worth optimising
+                init = jax.jit(_over_seeds(self.agent.init, self.config.seeds, (0,))).lower(keys_like)
+                state = init.compile(compiler_options={"xla_backend_optimization_level": 0})(self.keys)
+            chunk, evaluator = (program.result() for program in compiled)
         self.compile_s = time.perf_counter() - start
         self.console.compiled(self.compile_s)
-        return compiled[0], compiled[1], state
+        return chunk, evaluator, state
 
     def _chunk(self, state: Any, n: jax.Array) -> tuple[Any, dict[str, jax.Array], jax.Array]:
         """``n`` updates: the new state, metrics averaged over them, and the first update with a non-finite loss."""
@@ -367,14 +375,13 @@ def _build(config: Config) -> Any:
 
 def _create_run_dir(config: Config) -> Path:
     """Make a new folder. Raises ``UserError`` if it exists with something in it, or cannot be written."""
-    if config.run.dir is not None:
-        path = Path(config.run.dir)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"run.dir={path} exists and is not empty: choose another, or `ssmrl resume {path}`")
-    else:
-        name = config.run.name or f"{config.env.split('/')[-1]}_{config.model}"
-        path = Path(config.run.root) / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{name}_{secrets.token_hex(2)}"
+    name = config.run.name or f"{config.env.split('/')[-1]}_{config.model}"
+    path = Path(config.run.root) / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{name}_{secrets.token_hex(2)}"
     try:
+        if config.run.dir is not None:
+            path = Path(config.run.dir)
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"run.dir={path} exists and is not empty: choose another, or `ssmrl resume {path}`")
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe"
         probe.write_text("x")
@@ -392,7 +399,10 @@ def write_environment(path: Path) -> None:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git on this machine
+            return ""
 
     facts = {
         "versions": {name: version(name) for name in packages},

@@ -275,7 +275,7 @@ class PPO(struct.PyTreeNode):
         self, params: Any, opt_state: Any, gradient: Any, updates: jax.Array
     ) -> tuple[Any, Any, jax.Array]:
         """One Adam step, with its own step size and no decay for the parameters that the memory names as state-space."""
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         direction, opt_state = self._adam().update(gradient, opt_state, params)
         rate = self._learning_rate(updates)
         names = getattr(getattr(self.model, "layer", self.model), "ssm_parameters", ())

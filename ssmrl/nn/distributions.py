@@ -103,10 +103,10 @@ class TanhNormal(struct.PyTreeNode):
 
     def to_env(self, raw: jax.Array) -> jax.Array:
         """Squash and scale to the bounds of the space, ``[..., *shape]``."""
-        low, high = self.space.bounds()
-        unit = 0.5 * (jnp.tanh(raw) + 1)
         lead = (1,) * (raw.ndim - 1)
-        action = low.reshape(*lead, -1) + (high - low).reshape(*lead, -1) * unit
+        low, high = (bound.reshape(*lead, -1) for bound in self.space.bounds())
+        unit = 0.5 * (jnp.tanh(raw) + 1)
+        action = jnp.clip(low + (high - low) * unit, low, high)  # a rounding error would leave the box
         return action.reshape(*raw.shape[:-1], *self.space.shape)
 
 
@@ -129,7 +129,11 @@ def num_parameters(space: Space) -> int:
 
 
 def make_distribution(space: Space, parameters: jax.Array, log_std: jax.Array | None = None) -> Distribution:
-    """The distribution over ``space`` with head outputs ``parameters`` ``[..., num_parameters(space)]``."""
+    """The distribution over ``space`` with head outputs ``parameters`` ``[..., num_parameters(space)]``.
+
+    A Box needs ``log_std`` too, broadcastable to ``parameters``. Raises ``ValueError`` if it is absent, or for a
+    space that no distribution covers.
+    """
     match space:
         case Discrete():
             return Categorical(parameters)
@@ -137,6 +141,7 @@ def make_distribution(space: Space, parameters: jax.Array, log_std: jax.Array | 
             edges = [sum(nvec[: i + 1]) for i in range(len(nvec) - 1)]
             return MultiCategorical(tuple(Categorical(p) for p in jnp.split(parameters, edges, axis=-1)))
         case Box():
-            assert log_std is not None
+            if log_std is None:
+                raise ValueError(f"actions in a Box need log_std: give an array [{num_parameters(space)}]")
             return TanhNormal(parameters, jnp.broadcast_to(log_std, parameters.shape), space)
     raise ValueError(f"no distribution over actions in {space}: use Discrete, MultiDiscrete or Box")

@@ -1,7 +1,6 @@
 """Every method of the resettable recurrence against a naive loop in double precision, and the laws that it obeys."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from ssmrl.scan import linear_recurrence
-
-set_hypothesis_home_dir(Path(__file__).parents[2] / ".cache" / "hypothesis")  # beside the compilation cache
 METHODS = ("sequential", "associative", "chunked")
 LENGTHS = (1, 2, 7, 64, 65, 257)
 B, P = 6, 3

@@ -58,7 +58,7 @@ class Diary(Environment):
 
 @struct.dataclass
 class Counter:
-    """A stand-in for a policy: its memory counts the observations of the episode; values tell what they were made of."""
+    """A stand-in for a policy: its memory counts the observations of the episode; values tell what they come from."""
 
     params: jax.Array
 
@@ -77,7 +77,7 @@ def start(policy_carry, key):
 
 @pytest.fixture(scope="module")
 def diary():
-    """Two rollouts, the second going on where the first stopped, as numpy arrays ``[2 T, B, ...]``; and what is left."""
+    """Two rollouts, the second going on where the first stops, as numpy arrays ``[2 T, B, ...]``; and what is left"""
 
     @jax.jit
     def run(key):
@@ -193,7 +193,9 @@ def test_without_bootstrap_there_are_no_final_values():
 
 def test_the_network_does_not_see_another_episodes_action_and_reward():
     model = nn.make_model("none", d_model=4, num_layers=1)
-    network = ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(3), model, ("action", "reward"), (), (), "relu", True)
+    network = ActorCritic(
+        spaces.Box(-1, 1, (3,)), spaces.Discrete(3), model, ("action", "reward"), (), (), "relu", True
+    )
     obs, reset = jnp.zeros((1, 2, 3)), jnp.array([[True, False]])
     zero, other = (jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))), (jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2)))
     carry = network.initialize_carry((2,))

@@ -73,7 +73,7 @@ def entrances(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _walls(visited: Cells, east: Cells, south: Cells) -> jax.Array:
-    """Draw the grid: the cells ``visited``, and the squares ``east`` and ``south`` of cells, are not walls."""
+    """Return the grid, where cells ``visited`` and the squares right of ``east`` and below ``south`` are no walls."""
     size = visited.size
     corner = jnp.zeros((size, size), bool)
     block = jnp.stack([visited.to_array(), east.to_array(), south.to_array(), corner], axis=-1)
