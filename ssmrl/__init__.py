@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssmrl.agents import make_agent as make_agent
     from ssmrl.config import Config as Config
     from ssmrl.config import resolve as resolve
-    from ssmrl.envs import make as make_env
+    from ssmrl.envs import make as make_env  # noqa: F401
     from ssmrl.evaluation import evaluate as evaluate
     from ssmrl.evaluation import load as load
     from ssmrl.nn import make_model as make_model

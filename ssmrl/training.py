@@ -224,7 +224,7 @@ class _Loop:
             compiled = [pool.submit(jax.jit(f).lower(*args).compile) for f, args in programs]
             if state is None:  # runs once: not worth optimising
                 init = jax.jit(_over_seeds(self.agent.init, self.config.seeds, (0,))).lower(keys_like)
-                state = init.compile(compiler_options={"xla_backend_optimization_level": 0})(self.keys)
+                state = init.compile(compiler_options={"xla_backend_optimization_level": "0"})(self.keys)
             chunk, evaluator = (program.result() for program in compiled)
         self.compile_s = time.perf_counter() - start
         self.console.compiled(self.compile_s)

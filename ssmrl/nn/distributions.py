@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ssmrl.spaces import Box, Discrete, MultiDiscrete, Space
@@ -122,7 +123,7 @@ def num_parameters(space: Space) -> int:
             return sum(nvec)
         case Box(shape=shape):
             low, high = space.bounds()
-            if not (jnp.isfinite(low).all() and jnp.isfinite(high).all()):
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise ValueError(f"continuous actions need finite bounds: got low {space.low}, high {space.high}")
             return math.prod(shape)
     raise ValueError(f"no distribution over actions in {space}: use Discrete, MultiDiscrete or Box")

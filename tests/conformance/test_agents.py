@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Literal
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from ssmrl import envs, nn, registry, spaces
 from ssmrl.envs import Environment, EnvParams, EnvState
 from ssmrl.nn.actor_critic import ActorCritic
-from ssmrl.policy import Policy
+from ssmrl.policy import Policy, RunningStats
 from ssmrl.registry import hp
 from ssmrl.returns import gae
 from ssmrl.rollout import Outcome, Transition, reset_batch, unroll
@@ -70,18 +71,18 @@ def make_agent(name, model="gru", noise=Noise(), **options):
 def trained(request):
     """Two updates with two minibatches and two epochs: agent, compiled update, and the three states."""
     agent = make_agent(request.param, "s5", num_minibatches=2, epochs=2)
-    update = jax.jit(agent.update)
-    states, metrics = [jax.jit(agent.init)(jax.random.key(0))], []
+    init, update = jax.jit(agent.init), jax.jit(agent.update)
+    states, metrics = [init(jax.random.key(0))], []
     for _ in range(2):
         state, measured = update(states[-1])
         states.append(state)
         metrics.append(measured)
-    return agent, update, states, metrics
+    return SimpleNamespace(agent=agent, init=init, update=update, states=states, metrics=metrics)
 
 
 def test_two_updates(trained):
-    _, update, states, metrics = trained
-    assert update._cache_size() == 1, "the second update was compiled again"
+    states, metrics = trained.states, trained.metrics
+    assert trained.update._cache_size() == 1, "the second update was compiled again"
     for measured in metrics:
         assert {"loss", "grad_norm", "return_mean", "length_mean", "episodes"} <= measured.keys()
         assert all(v.shape == () and np.isfinite(v) for v in measured.values()), measured
@@ -92,27 +93,25 @@ def test_two_updates(trained):
 
 
 def test_the_state_is_strongly_typed_and_keeps_its_types(trained):
-    _, _, states, _ = trained
+    states = trained.states
     kinds = [jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), s) for s in states]
     assert kinds[0] == kinds[1] == kinds[2]
     for path, leaf in jax.tree_util.tree_leaves_with_path(states[0]):
         assert isinstance(leaf, jax.Array), path
-        assert not leaf.weak_type, path
+        assert not getattr(leaf, "weak_type", False), path
         assert leaf.dtype.itemsize <= 8, path
 
 
 def test_same_key_same_result(trained):
-    agent, update, states, metrics = trained
-    state, measured = update(jax.jit(agent.init)(jax.random.key(0)))
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), (state, measured), (states[1], metrics[0]))
-    assert all(jax.tree.leaves(same))
-    other, _ = update(jax.jit(agent.init)(jax.random.key(1)))
-    assert not (other.env.obs == states[1].env.obs).all()
+    once, again = (trained.states[1], trained.metrics[0]), trained.update(trained.init(jax.random.key(0)))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again))
+    other, _ = trained.update(trained.init(jax.random.key(1)))
+    assert not (other.env.obs == once[0].env.obs).any()
 
 
 def test_a_population_is_its_members_alone(trained):
     """Over seeds and learning rates at once; the first member is the run of the fixture, the last does not learn."""
-    agent, _, states, metrics = trained
+    agent, states, metrics = trained.agent, trained.states, trained.metrics
     rates = jnp.array([agent.learning_rate, agent.learning_rate, 0.0])
     keys = jax.vmap(jax.random.key)(jnp.array([0, 1, 0]))
 
@@ -191,6 +190,12 @@ def test_the_first_ratio_of_every_update_is_one(model, noise, options):
     assert update._cache_size() == 1
 
 
+def blank_state(agent):
+    """A state of zeros, without the cost of initialising one."""
+    shapes = jax.eval_shape(agent.init, jax.random.key(0)).replace(key=None)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
 def crafted(T, values, rewards, terminated, truncated, final_value):
     """A rollout of one environment, as the agent would have made it."""
     column = lambda x, dtype=jnp.float32: jnp.asarray(x, dtype)[:, None]  # noqa: E731
@@ -224,7 +229,7 @@ def test_targets_at_a_time_limit(truncation, expected):
     agent = make_agent("ppo", gamma=0.9, gae_lambda=1.0, truncation=truncation)
     terminated, truncated = [0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1, 0]
     rollout = crafted(7, [0.5, -1, 2, 0, 3, 1, 9], [1] * 7, terminated, truncated, [0, 0, 7, 0, 0, 0, 0])
-    state = jax.eval_shape(agent.init, jax.random.key(0))
+    state = blank_state(agent)
     batch, _ = jax.jit(lambda: agent._advantages(state, rollout, jnp.array([4.0])))()
     np.testing.assert_allclose(batch.target[:, 0], expected, rtol=1e-5)
     np.testing.assert_allclose(batch.advantage, batch.target - rollout.value, rtol=1e-4, atol=1e-5)
@@ -236,7 +241,7 @@ def test_targets_at_a_time_limit(truncation, expected):
 def test_an_endless_stream_of_rewards_is_worth_one_over_one_minus_gamma(truncation, limit):
     """Reward 1 for ever, the clock strikes every 5 steps: fitted value iteration with the agent's own targets."""
     agent = make_agent("ppo", gamma=0.9, gae_lambda=1.0, truncation=truncation)
-    state = jax.eval_shape(agent.init, jax.random.key(0))
+    state = blank_state(agent)
 
     def fit(_, value):
         values = jnp.full(5, value)
@@ -250,14 +255,17 @@ def test_an_endless_stream_of_rewards_is_worth_one_over_one_minus_gamma(truncati
 def test_value_units_cancel():
     """Values learnt in units of the running deviation give the same advantages, up to that unit."""
     agent = make_agent("ppo")
-    state = jax.eval_shape(agent.init, jax.random.key(0))
-    stats = make_agent("ppo", normalize_value=True).init(jax.random.key(0)).value_stats
-    stats = stats.replace(mean=jnp.float32(5), var=jnp.float32(4), count=jnp.float32(100))
+    state = blank_state(agent)
+    stats = RunningStats(jnp.float32(5), jnp.float32(4), jnp.float32(100))
     ends = [0, 0, 1, 0], [0, 1, 0, 0]
-    raw, _ = agent._advantages(state, crafted(4, [7, 9, 3, 5], [1, 2, 3, 4], *ends, [0, 11, 0, 0]), jnp.array([15.0]))
-    unit, _ = agent._advantages(
-        state.replace(value_stats=stats), crafted(4, [1, 2, -1, 0], [1, 2, 3, 4], *ends, [0, 3, 0, 0]), jnp.array([5.0])
-    )
+
+    @jax.jit
+    def batch(state, values, final, last):
+        return agent._advantages(state, crafted(4, values, [1, 2, 3, 4], *ends, final), last)[0]
+
+    raw = batch(state, jnp.array([7, 9, 3, 5]), jnp.array([0, 11, 0, 0]), jnp.array([15.0]))
+    units = state.replace(value_stats=stats)
+    unit = batch(units, jnp.array([1, 2, -1, 0]), jnp.array([0, 3, 0, 0]), jnp.array([5.0]))
     np.testing.assert_allclose(unit.advantage * 2, raw.advantage, rtol=1e-4)
     np.testing.assert_allclose(unit.target * 2 + 5, raw.target, rtol=1e-4)
 
@@ -289,13 +297,14 @@ def test_learning_rate_schedules(anneal, halfway, end):
 
 def test_state_space_parameters_have_their_own_step_size_and_no_decay():
     agent = make_agent("ppo", "s5", learning_rate=0.5, ssm_learning_rate_scale=0.0, weight_decay=0.1)
-    params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), jax.eval_shape(agent.init, jax.random.key(0)).params)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    moved = agent._apply_gradient(params, agent._adam().init(params), zero, jnp.int32(0))[0]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(moved):
-        decayed = path[-1].key == "kernel"
-        np.testing.assert_allclose(leaf, 0.95 if decayed else 1.0, err_msg=str(path))
-    pushed = jax.tree.map(jnp.ones_like, params)
-    moved = agent._apply_gradient(params, agent._adam().init(params), pushed, jnp.int32(0))[0]
-    still = {p[-1].key for p, x in jax.tree_util.tree_leaves_with_path(moved) if (x == 1).all()}
-    assert still == set(agent.model.layer.ssm_parameters)
+    ones = jax.tree.map(jnp.ones_like, blank_state(agent).params)
+
+    @jax.jit
+    def move(gradient):
+        return agent._apply_gradient(ones, agent._adam().init(ones), gradient, jnp.int32(0))[0]
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(move(jax.tree.map(jnp.zeros_like, ones))):
+        np.testing.assert_allclose(leaf, 0.95 if path[-1].key == "kernel" else 1.0, err_msg=str(path))
+    pushed = jax.tree_util.tree_leaves_with_path(move(ones))
+    still = {path[-1].key for path, leaf in pushed if (leaf == 1).all()}
+    assert still == set(agent.model.layer.ssm_parameters) - {"h_init"}  # which is not learnt here

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmrl.scan import linear_recurrence
+
 METHODS = ("sequential", "associative", "chunked")
 LENGTHS = (1, 2, 7, 64, 65, 257)
 B, P = 6, 3

@@ -1,0 +1,73 @@
+"""Every preset resolves, builds and traces; one of each family learns for two updates, smaller than it is."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssmrl import config, training
+from ssmrl.cli import main
+from ssmrl.config import PRESETS, resolve, to_flat
+
+CACHE = Path(__file__).parents[2] / ".cache" / "jax"
+NAMES = sorted(p.relative_to(PRESETS).with_suffix("").as_posix() for p in PRESETS.rglob("*.yaml"))
+NAMES = [name for name in NAMES if not name.startswith("sweeps/")]
+FAMILIES = [  # one of each kind of task; the others differ from it in numbers
+    "demo",
+    "popgym/position_only_cart_pole",
+    "gymnax/pendulum",
+    "bsuite/memory_len",
+    pytest.param("brax/halfcheetah-P", marks=pytest.mark.slow),  # compiles its physics for minutes
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # what commands set for jax ends with the test
+
+
+def test_all_presets_are_listed_with_a_line():
+    assert list(config.presets()) == NAMES
+    assert all(config.presets().values())
+    assert {"demo", "popgym/repeat_previous_medium", "bsuite/memory_len", "gymnax/pendulum", "brax/ant-P"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dry_run(name, capsys):
+    assert main(["train", name, "--dry-run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["env_steps"] >= to_flat(resolve([name]))["total_steps"]
+    assert facts["parameters"] > 1000
+    assert not os.listdir()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_updates(name, tmp_path):
+    flat = to_flat(resolve([name]))
+    small = {
+        "agent.num_envs": 4,
+        "agent.num_steps": 6,
+        "agent.num_minibatches": 2,
+        "agent.epochs": 2,
+        "agent.heads": (8,),
+        "model.d_model": 8,
+        "model.d_state": 8,
+        "model.num_layers": 1,
+        "env.max_steps": 5,
+        "total_steps": 2 * 4 * 6,
+        "log.every": 1,
+        "eval.episodes": 4,
+        "wandb": "off",
+        "cache.dir": str(CACHE),
+        "run.dir": str(tmp_path / "run"),
+    }
+    run = training.train(resolve([name], {k: v for k, v in small.items() if k in flat}), quiet=True)
+    assert run.summary["env_steps"] == 48
+    assert run.summary["length_mean"] <= 5
+    for metric in ("loss", "grad_norm", "return_mean", "entropy"):
+        assert np.isfinite(run.metrics[metric]).all(), metric
+    assert (run.metrics["ratio_error"] < 1e-4).all()
+    assert (run.metrics["grad_norm"] > 0).any()

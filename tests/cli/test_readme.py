@@ -1,0 +1,97 @@
+"""What the README tells users to type works as it stands there; no block and no line is passed over."""
+
+import os
+import re
+import shlex
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+from ssmrl import evaluation, plotting, registry, training
+from ssmrl.cli import main
+from ssmrl.config import resolve, to_yaml
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line.strip()]
+SESSIONS = [code for language, code in BLOCKS if language == "text" and code.startswith("$ ")]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Two runs to talk about, and commands that take hours replaced by what they would be asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # what commands set for jax ends with the test
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("RUN", "OTHER"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(to_yaml(resolve(["demo"])))
+    run = types.SimpleNamespace(dir=Path("runs/RUN"), status="done", summary={})
+    monkeypatch.setattr(training, "resume", lambda *_, **__: run)
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda *_, **__: {"return_mean": 0.0})
+    monkeypatch.setattr(plotting, "plot_runs", lambda run_dirs, output: run_dirs[0])
+
+
+def test_there_is_something_to_test():
+    assert TEXT.count("```") == 2 * len(BLOCKS), "a block does not end"
+    assert {language for language, _ in BLOCKS} <= {"bash", "python", "text", "yaml"}
+    assert len(PYTHON) >= 2
+    assert len([line for line in LINES if line.startswith("ssmrl train")]) >= 3
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_command(line, capsys):
+    words = shlex.split(line, comments=True)
+    match words:
+        case ["ssmrl", "train", *rest]:
+            assert main(["train", *rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0, capsys.readouterr().err
+        case ["ssmrl", *rest]:
+            assert main(rest) == 0, capsys.readouterr().err
+        case ["make", *targets]:
+            rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert set(targets) <= set(rules)
+        case ["pip", "install", *_, what]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert re.fullmatch(r"\.(\[\w+\])?|ssmrl(\[\w+\])?", what)
+            assert set(re.findall(r"\[(\w+)\]", what)) <= extras.keys()
+        case ["git", "clone", _] | ["cd", _] | ["wandb", *_]:
+            pass
+        case _:
+            pytest.fail(f"this test does not know what to do with: {line}")
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=lambda s: s.splitlines()[0])
+def test_what_a_session_shows(session, capsys):
+    command, _, shown = session.partition("\n")
+    main(shlex.split(command.removeprefix("$ "))[1:])
+    out, err = capsys.readouterr()
+    assert (out + err).split() == shown.split()
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python(code, monkeypatch):
+    module = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)
+    registries = registry.envs, registry.models, registry.agents
+    before = [r._user.copy() for r in registries]
+    try:
+        exec(compile(code, "README.md", "exec"), module.__dict__)
+    finally:
+        for r, entries in zip(registries, before, strict=True):
+            r._user.clear()
+            r._user.update(entries)
+
+
+def test_what_is_named_exists():
+    named = re.findall(r"`((?:ssmrl|tests|benchmarks)/[\w/.-]*)`", TEXT)
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    listed = re.findall(r"^\| `(ssmrl/[\w.]+/?)`, (.*?) \|", TEXT, re.MULTILINE)
+    for first, others in listed:
+        for other in re.findall(r"`(\w+\.py)`", others):
+            assert (ROOT / first).with_name(other).exists(), other
