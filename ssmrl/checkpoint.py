@@ -92,8 +92,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} has no readable manifest.json ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was written in format {manifest.get('format')}; this version reads {FORMAT}")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path} was written in format {found}; this version reads {FORMAT}")
     return manifest
 
 

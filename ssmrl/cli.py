@@ -154,7 +154,7 @@ def _read_option(arguments: Arguments, field: Field, value: str) -> None:
         arguments.errors.append(f"--{field.name}={value}: {error}")
 
 
-def prepare_jax(platform: str = "auto", cache_dir: str | None = None, debug_nans: bool = False) -> None:
+def prepare_jax(platform: str = "auto", cache_dir: str | None = None) -> None:
     """Set the environment variables that jax reads when it is imported; the user's own stand unless overridden.
 
     Raises ``UserError`` if ``platform`` is ``"gpu"`` and there is none.
@@ -163,8 +163,6 @@ def prepare_jax(platform: str = "auto", cache_dir: str | None = None, debug_nans
         os.environ["JAX_PLATFORMS"] = "cpu"
     elif platform == "gpu":
         os.environ.pop("JAX_PLATFORMS", None)  # jax prefers a GPU of any make
-    if debug_nans:
-        os.environ["JAX_DEBUG_NANS"] = "true"
     if cache_dir == "off":
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     else:
@@ -189,7 +187,7 @@ def _train(arguments: Arguments) -> int:
     if not presets and not arguments.settings and "demo" in configuration.presets():
         presets = ["demo"]
     config = trace(presets, arguments.settings, arguments.errors)[0]
-    prepare_jax(config.platform, config.cache.dir, config.debug.nans)
+    prepare_jax(config.platform, config.cache.dir)
     from ssmrl import tracking, training
 
     quiet = arguments.options["quiet"] or arguments.options["json"]
@@ -212,7 +210,7 @@ def _resume(arguments: Arguments) -> int:
     if arguments.errors:
         raise ConfigError(arguments.errors)
     config = resolve([str(run_dir / "config.yaml")], overrides)
-    prepare_jax(config.platform, config.cache.dir, config.debug.nans)
+    prepare_jax(config.platform, config.cache.dir)
     from ssmrl import tracking, training
 
     tracking.check_sinks(config)

@@ -93,7 +93,7 @@ class CacheConfig:
 class DebugConfig:
     """Debugging."""
 
-    nans: bool = hp(False, "stop at the operation that makes the first NaN (slow)")
+    nans: bool = hp(False, "after a NaN, repeat the update operation by operation to find the one that made it")
 
 
 @dataclasses.dataclass(frozen=True)

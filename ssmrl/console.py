@@ -22,8 +22,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 class Console:
     """Prints the header, the progress and the end of one run; a context manager, so that the terminal is left whole."""
 
-    def __init__(self, run_dir: Path, config: Config, agent: Any, quiet: bool):
-        self.dir, self.config, self.agent, self.quiet = run_dir, config, agent, quiet
+    def __init__(self, run_dir: Path, config: Config, agent: Any, quiet: bool, parameters: int):
+        self.dir, self.config, self.agent, self.quiet, self.parameters = run_dir, config, agent, quiet, parameters
         self.total = num_updates(config, agent)
         self.curve: list[float] = []
         self.rich = RichConsole(file=sys.stderr, highlight=False, quiet=quiet)
@@ -43,14 +43,12 @@ class Console:
 
     def _header(self) -> None:
         env, agent = self.agent.env, self.agent
-        like = jax.eval_shape(agent.init, jax.random.key(0))
-        parameters = sum(x.size for x in jax.tree.leaves(like.params))
         spaces = f"{env.observation_space(agent.env_params)} -> {env.action_space(agent.env_params)}"
         steps = self.total * agent.steps_per_update
         for name, value in {
             "run": self.dir,
             "env": f"{self.config.env}  {spaces}",
-            "model": f"{self.config.model}, {parameters:,} parameters, {self.config.seeds} seed(s)",
+            "model": f"{self.config.model}, {self.parameters:,} parameters, {self.config.seeds} seed(s)",
             "steps": f"{steps:,} = {self.total:,} updates of {agent.steps_per_update:,} ({agent.num_envs} envs)",
             "device": ", ".join(str(d) for d in jax.devices()),
         }.items():

@@ -65,6 +65,9 @@ def run_episodes(
     return {"returns": returns, "lengths": lengths}
 
 
+_run_episodes = jax.jit(run_episodes, static_argnames=("env", "episodes", "greedy"))
+
+
 def evaluate(
     policy: Policy, env: Any, episodes: int = 256, seed: int = 0, *, env_params: Any = None, greedy: bool = False
 ) -> dict[str, float]:
@@ -76,8 +79,8 @@ def evaluate(
         env, env_params = make_env(env)
     env_params = env.default_params if env_params is None else env_params
     check_spaces(policy, env, env_params)
-    run = jax.jit(lambda policy, key: run_episodes(policy, env, env_params, key, episodes=episodes, greedy=greedy))
-    result = jax.tree.map(np.asarray, run(policy, jax.random.key(seed)))
+    result = _run_episodes(policy, env, env_params, jax.random.key(seed), episodes=episodes, greedy=greedy)
+    result = jax.tree.map(np.asarray, result)
     returns = result["returns"][np.isfinite(result["returns"])]
     return {
         "return_mean": float(returns.mean()) if returns.size else float("nan"),

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from ssmrl.plotting import plot_runs
 from ssmrl.registry import UserError
 from ssmrl.tracking import Tracker, check_sinks
 
+_NEVER = 2**31 - 1  # the first bad update of a chunk without one
 _BY_EPISODE = ("return_mean", "length_mean")  # means over episodes, not over updates
 
 
@@ -75,12 +76,12 @@ def train(
     elif presets or overrides:
         raise TypeError("a resolved configuration takes no presets and overrides: give them to ssmrl.resolve")
     check_sinks(config)
-    agent = _build(config)
+    program = _build(config)
     run_dir = _create_run_dir(config)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     (run_dir / "command.txt").write_text(command + "\n")
     write_environment(run_dir / "env.json")
-    return _Loop(config, agent, run_dir, quiet).run(None, 0)
+    return _Loop(config, program, run_dir, quiet).run(None, 0)
 
 
 def resume(run_dir: str | Path, overrides: dict[str, Any] | None = None, *, quiet: bool = False) -> Run:
@@ -93,12 +94,11 @@ def resume(run_dir: str | Path, overrides: dict[str, Any] | None = None, *, quie
     if overrides:
         config = resolve([str(run_dir / "config.yaml")], check_resumable(config, overrides))
     check_sinks(config)
-    agent = _build(config)
-    loop = _Loop(config, agent, run_dir, quiet)
+    loop = _Loop(config, _build(config), run_dir, quiet)
     state, updates = loop.restore_latest()
     if updates >= loop.total and (run_dir / "eval" / "final.json").exists():
         raise UserError(
-            f"{run_dir} is finished ({updates * agent.steps_per_update:,} steps): to go on, raise total_steps"
+            f"{run_dir} is finished ({updates * loop.agent.steps_per_update:,} steps): to go on, raise total_steps"
             f" (ssmrl resume {run_dir} total_steps={2 * config.total_steps})"
         )
     (run_dir / "config.yaml").write_text(to_yaml(config))
@@ -107,8 +107,7 @@ def resume(run_dir: str | Path, overrides: dict[str, Any] | None = None, *, quie
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Build everything and trace its shapes without compiling: flat facts about what would run."""
-    agent = _build(config)
-    state = jax.eval_shape(agent.init, jax.random.key(0))
+    agent, _, _, state = _build(config)
     updates = num_updates(config, agent)
     obs_space, action_space = agent.env.observation_space(agent.env_params), agent.env.action_space(agent.env_params)
     rollout = _bytes(jax.eval_shape(lambda s: s.env.obs, state)) * agent.num_steps
@@ -122,7 +121,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "action_space": str(action_space),
         "agent": config.agent,
         "model": config.model,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": _size(state.params),
         "seeds": config.seeds,
         "updates": updates,
         "env_steps": updates * agent.steps_per_update,
@@ -134,17 +133,26 @@ def dry_run(config: Config) -> dict[str, Any]:
     }
 
 
+class _Program(NamedTuple):
+    """An agent with its functions under ``jit``: they are traced once, whoever asks, since tracing takes a second."""
+
+    agent: Any
+    init: Callable
+    update: Callable
+    like: Any  # the shapes of one seed's State
+
+
 class _Loop:
     """One run's compiled programs, sinks and folders."""
 
-    def __init__(self, config: Config, agent: Any, run_dir: Path, quiet: bool):
-        self.config, self.agent, self.dir = config, agent, run_dir
+    def __init__(self, config: Config, program: _Program, run_dir: Path, quiet: bool):
+        self.config, self.program, self.agent, self.dir = config, program, program.agent, run_dir
         self.wall_s = 0.0  # spent in training, compilation excepted, by all processes of the run
         self.updates = 0  # made so far
-        self.total = num_updates(config, agent)
-        self.quiet, self.console = quiet, Console(run_dir, config, agent, quiet)
+        self.total = num_updates(config, self.agent)
+        self.quiet, self.console = quiet, Console(run_dir, config, self.agent, quiet, _size(program.like.params))
         self.keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.arange(config.seeds))
-        self.like = jax.eval_shape(jax.vmap(agent.init), self.keys)
+        self.like = jax.eval_shape(jax.vmap(program.init), self.keys)
 
     def run(self, state: Any, updates: int) -> Run:
         """Train from ``updates`` (0: from the start) to the end, or to the first signal."""
@@ -191,12 +199,15 @@ class _Loop:
         self.console.start(updates)
         last = updates >= self.total or stop.is_set()
         while not last:
-            n, start = min(every, self.total - updates), time.perf_counter()
+            before, n, start = state, min(every, self.total - updates), time.perf_counter()
             state, metrics, bad = jax.block_until_ready(chunk(state, jnp.int32(n)))
             seconds = time.perf_counter() - start
             self.wall_s += seconds
             metrics = {k: np.asarray(v).tolist() for k, v in metrics.items()}
-            self._check_finite(metrics, int(np.min(bad)), updates)
+            if np.min(bad) != _NEVER:
+                if self.config.debug.nans:
+                    self._find_nan(chunk(before, jnp.min(bad))[0], int(np.argmin(bad)))
+                raise self._not_finite(metrics, int(np.min(bad)), updates)
             updates, steps_per_s = updates + n, n * per_update * self.config.seeds / seconds
             self.updates = updates
             chunks = -(-updates // every)
@@ -223,7 +234,7 @@ class _Loop:
         with ThreadPoolExecutor(3) as pool:
             compiled = [pool.submit(jax.jit(f).lower(*args).compile) for f, args in programs]
             if state is None:  # runs once: not worth optimising
-                init = jax.jit(_over_seeds(self.agent.init, self.config.seeds, (0,))).lower(keys_like)
+                init = jax.jit(_over_seeds(self.program.init, self.config.seeds, (0,))).lower(keys_like)
                 state = init.compile(compiler_options={"xla_backend_optimization_level": "0"})(self.keys)
             chunk, evaluator = (program.result() for program in compiled)
         self.compile_s = time.perf_counter() - start
@@ -235,16 +246,16 @@ class _Loop:
 
         def add(i: jax.Array, carry: tuple) -> tuple:
             state, totals, bad = carry
-            state, metrics = self.agent.update(state)
+            state, metrics = self.program.update(state)
             weight = metrics["episodes"]
             metrics |= {k: jnp.where(weight > 0, metrics[k] * weight, 0) for k in _BY_EPISODE}
             broken = ~jnp.isfinite(jnp.stack([metrics["loss"], metrics["grad_norm"]])).all()
             bad = jnp.where(broken, jnp.minimum(bad, i), bad)
             return state, jax.tree.map(jnp.add, totals, metrics), bad
 
-        shapes = jax.eval_shape(self.agent.update, state)[1]
+        shapes = jax.eval_shape(self.program.update, state)[1]
         zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()}
-        state, totals, bad = lax.fori_loop(0, n, add, (state, zeros, jnp.int32(2**31 - 1)))
+        state, totals, bad = lax.fori_loop(0, n, add, (state, zeros, jnp.int32(_NEVER)))
         means = {k: v / (totals["episodes"] if k in _BY_EPISODE else n) for k, v in totals.items()}
         return state, means | {"episodes": totals["episodes"]}, bad
 
@@ -291,14 +302,17 @@ class _Loop:
         checkpoint.save(folder, state, env_steps=updates * self.agent.steps_per_update, **facts)
         checkpoint.prune(folder, self.config.checkpoint.keep, SCORE)
 
-    def _check_finite(self, metrics: dict[str, Any], first_bad: int, updates: int) -> None:
-        if first_bad == 2**31 - 1:
-            return
+    def _find_nan(self, state: Any, seed: int) -> None:
+        """Repeat an update operation by operation, and raise ``FloatingPointError`` at the one that makes a NaN."""
+        with jax.disable_jit(), jax.debug_nans(True):
+            self.agent.update(jax.tree.map(lambda x: x[seed], state))
+
+    def _not_finite(self, metrics: dict[str, Any], first_bad: int, updates: int) -> UserError:
         names = [k for k, v in metrics.items() if k not in _BY_EPISODE and not np.isfinite(v).all()]
         seeds = np.flatnonzero(~np.isfinite(np.asarray(metrics["loss"]) + np.asarray(metrics["grad_norm"])))
         saved = checkpoint.available(self.dir / "checkpoints")
         last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise UserError(
+        return UserError(
             f"not a number in {', '.join(names)} (seed {', '.join(map(str, seeds))}) in update"
             f" {updates + first_bad + 1}, env step {(updates + first_bad + 1) * self.agent.steps_per_update:,}: {last}."
             " Lower agent.learning_rate or agent.max_grad_norm, or check the environment's rewards"
@@ -363,14 +377,16 @@ def _over_seeds(f: Callable, seeds: int, in_axes: tuple) -> Callable:
     return single
 
 
-def _build(config: Config) -> Any:
-    """Build the agent and trace it; errors of the environment or the model become user errors."""
+def _build(config: Config) -> _Program:
+    """Build and trace the agent; errors of the environment or the model become user errors."""
     try:
         agent = make_agent(config)
-        jax.eval_shape(agent.update, jax.eval_shape(agent.init, jax.random.key(0)))
+        init, update = jax.jit(agent.init), jax.jit(agent.update)
+        like = jax.eval_shape(init, jax.random.key(0))
+        jax.eval_shape(update, like)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    return agent
+    return _Program(agent, init, update, like)
 
 
 def _create_run_dir(config: Config) -> Path:
@@ -415,6 +431,10 @@ def write_environment(path: Path) -> None:
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
     path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _bytes(tree: Any) -> int:

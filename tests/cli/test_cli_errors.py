@@ -258,9 +258,8 @@ def test_failures_are_one_line_unless_debugging(error, code, line, training, cap
 
 
 def test_jax_is_told_where_to_run_before_it_is_imported(training, tmp_path, capsys):
-    typed(capsys, "train", "platform=cpu", "debug.nans=true")
+    typed(capsys, "train", "platform=cpu")
     assert os.environ["JAX_PLATFORMS"] == "cpu"
-    assert os.environ["JAX_DEBUG_NANS"] == "true"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache" / "ssmrl" / "jax")
     typed(capsys, "train", "cache.dir=elsewhere")
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ssmrl
-from ssmrl import checkpoint, config, training
+from ssmrl import checkpoint, config, evaluation, training
 from ssmrl.cli import main
 from ssmrl.evaluation import SCORE, load
 from ssmrl.registry import UserError
@@ -255,18 +255,18 @@ def damage_manifest(path):
 
 
 @pytest.mark.parametrize("damage", [damage_state, damage_manifest])
-def test_damaged_checkpoints_are_passed_over(damage, short, copy, capsys):
-    """The two newest, so that the resumed run saves below a damaged one."""
+def test_damaged_checkpoints_are_passed_over_and_removed(damage, short, copy, capsys):
+    """The two newest; the resumed run saves the later one anew, and not the earlier one."""
     for path in checkpoint.available(copy / "checkpoints")[-2:]:
         damage(path)
     (copy / "eval" / "final.json").unlink()
-    code, _, err = typed(capsys, "resume", str(copy), "checkpoint.keep=1")
+    code, _, err = typed(capsys, "resume", str(copy), "log.every=2")
     assert code == 0, err
     assert err.count("falling back to the checkpoint before it") == 2
-    assert_same_state(checkpoint.restore(copy / "checkpoints" / f"{96:012d}", short.state), short.state)
-    assert lines(copy) == lines(short.dir)
-    for path in checkpoint.available(copy / "checkpoints"):
-        checkpoint.check_files(path, checkpoint.read_manifest(path))
+    saved = checkpoint.available(copy / "checkpoints")
+    assert [int(p.name) for p in saved] == [32, 96]
+    assert_same_state(checkpoint.restore(saved[-1], short.state), short.state)
+    assert final(copy) == final(short.dir)
 
 
 def test_without_an_intact_checkpoint_it_starts_again(short, copy, capsys):
@@ -296,6 +296,11 @@ def test_not_a_number_stops_the_run_where_it_was_good(tmp_path, capsys):
     assert (status("run")["status"], status("run")["env_steps"]) == ("failed", 32)
     assert "not a number" in status("run")["reason"]
     assert [int(p.name) for p in checkpoint.available(Path("run/checkpoints"))] == [32]
+    code, _, err = typed(capsys, "train", *words(9, **wild, debug__nans=True), "run.dir=found", "--debug")
+    assert code == 1
+    assert "FloatingPointError: invalid value (nan) encountered in " in err
+    assert "ssmrl/nn/actor_critic.py" in err, "the line that makes it is not told"
+    assert not jax.config.jax_debug_nans
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(short, tmp_path, monkeypatch, capsys):
@@ -388,7 +393,11 @@ def test_the_loaded_policy_is_the_runs_own(short):
     agent = ssmrl.make_agent(short.config)
     own = agent.policy(jax.tree.map(lambda x: x[0], short.state))
     env = SimpleNamespace(env=agent.env, episodes=8, seed=3)
-    assert ssmrl.evaluate(policy, **vars(env)) == ssmrl.evaluate(own, **vars(env))
+    measured = ssmrl.evaluate(policy, **vars(env))
+    compiled = evaluation._run_episodes._cache_size()
+    assert ssmrl.evaluate(own, **vars(env)) == measured
+    assert evaluation._run_episodes._cache_size() == compiled, "an equal policy was compiled again"
+    assert ssmrl.evaluate(own, agent.env, 8, seed=4) != measured
 
 
 def test_best_is_the_highest_return(copy):

@@ -84,6 +84,7 @@ DAMAGES = {
     "has no readable manifest.json .*No such file": lambda path: (path / "manifest.json").unlink(),
     "has no readable manifest.json .*Unterminated|Expecting": lambda path: os.truncate(path / "manifest.json", 99),
     "was written in format 0; this version reads 1": lambda path: (path / "manifest.json").write_text('{"format": 0}'),
+    "was written in format None": lambda path: (path / "manifest.json").write_text("[]"),
 }
 
 
