@@ -9,7 +9,7 @@ train: .venv/installed  ## learn two memory tasks on this machine, the second of
 	$(BIN)/ssmrl train popgym/repeat_previous_medium
 
 test: .venv/installed-dev lint  ## every gate and every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

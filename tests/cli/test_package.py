@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("package")  # builds once
-
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "ssmrl" / "configs").rglob("*.yaml"))
 MODULES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "ssmrl").rglob("*.py"))

@@ -21,8 +21,6 @@ from ssmrl.cli import main
 from ssmrl.evaluation import SCORE, load
 from ssmrl.registry import UserError
 
-pytestmark = pytest.mark.xdist_group("program")  # one worker compiles for all
-
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
 UPDATES, PER_UPDATE = 60, 32
 TINY = {
@@ -233,7 +231,7 @@ def test_seeds_are_trained_at_once_and_measured_apart(short, tmp_path):
 
 def test_a_finished_run_says_how_to_go_on(copy, capsys):
     code, _, err = typed(capsys, "resume", str(copy))
-    assert code == 2
+    assert code == 2, err
     assert "is finished (96 steps): to go on, raise total_steps" in err
     code, _, err = typed(capsys, "resume", str(copy), f"total_steps={5 * PER_UPDATE}")
     assert code == 0, err
