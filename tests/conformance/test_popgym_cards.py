@@ -324,8 +324,8 @@ def test_the_cards_to_come_are_settled_at_reset():
     [
         ("popgym/RepeatPrevious", {"k": 52}, "k=52, num_decks=1: the deck must have a card left"),
         ("popgym/RepeatPrevious", {"k": 0}, "k=0: expected integer >= 1"),
-        ("popgym/CountRecall", {"deck_type": "rank"}, r"deck_type='rank': expected colors\|suits\|ranks"),
-        ("popgym/Concentration", {"deck_type": "suits"}, r"deck_type='suits': expected colors\|ranks"),
+        ("popgym/CountRecall", {"deck_type": "rank"}, r"deck_type=rank: expected colors\|suits\|ranks"),
+        ("popgym/Concentration", {"deck_type": "suits"}, r"deck_type=suits: expected colors\|ranks"),
         ("popgym/MultiarmedBandit", {"num_bandits": 0}, "num_bandits=0: expected integer >= 1"),
     ],
 )
