@@ -4,9 +4,12 @@ BIN := .venv/bin
 
 .PHONY: train test lint test-slow bench clean
 
-train: .venv/installed  ## learn two memory tasks on this machine, the second of which a GRU does not learn
-	$(BIN)/ssmrl train demo
-	$(BIN)/ssmrl train popgym/repeat_previous_medium
+train: .venv/installed  ## learn two memory tasks on this machine; the second one with a GRU too, which fails
+	@run=runs/$$(date +%Y-%m-%d_%H%M%S); set -ex; \
+	$(BIN)/ssmrl train demo run.dir=$${run}_demo; \
+	$(BIN)/ssmrl train popgym/repeat_previous_medium wandb=off run.dir=$${run}_medium_s5; \
+	$(BIN)/ssmrl train popgym/repeat_previous_medium wandb=off model=gru run.dir=$${run}_medium_gru; \
+	$(BIN)/ssmrl plot $${run}_medium_s5 $${run}_medium_gru --output $${run}_s5_and_gru.png
 
 test: .venv/installed-dev lint  ## every gate and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -6,6 +6,7 @@ when it is complete, so a killed process leaves the previous one untouched.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ def save(folder: Path, state: Any, *, env_steps: int, **facts: Any) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     arrays = {path: _to_numpy(leaf) for path, leaf in _leaves(state) if leaf.size}  # orbax refuses empty ones
+    _check_room(folder, sum(array.nbytes for array in arrays.values()))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((partial / "state").absolute(), arrays)
     manifest = {
@@ -131,6 +133,14 @@ def best_of(folder: Path, score: str) -> Path | None:
             readable[path] = read_manifest(path)
     scored = [(manifest[score], path) for path, manifest in readable.items() if manifest.get(score) is not None]
     return max(scored)[1] if scored else max(readable, default=None)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raise ``OSError`` if ``size`` bytes have no room: orbax, in a full folder, fails under pages of tracebacks."""
+    free = shutil.disk_usage(folder).free
+    if free < size + 2**20:
+        text = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {size / 2**20:.1f} MiB and {free / 2**20:.1f} are free"
+        raise OSError(errno.ENOSPC, f"{text}; what was saved before is intact: make room, then `ssmrl resume`")
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:

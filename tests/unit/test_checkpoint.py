@@ -197,3 +197,11 @@ def test_unfinished_folders_are_ignored(tmp_path, state):
     (tmp_path / "000000000008").mkdir()
     (tmp_path / "notes").mkdir()
     assert checkpoint.available(tmp_path) == [path]
+
+
+def test_a_full_folder_is_noticed_before_anything_is_written(tmp_path, state, monkeypatch):
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(OSError, match=r"No space left on device: a checkpoint takes .* make room, then `ssmrl resume`"):
+        checkpoint.save(tmp_path, state, env_steps=1)
+    assert checkpoint.available(tmp_path) == []
