@@ -109,6 +109,7 @@ class Console:
             f" {summary['env_steps']:,} steps in {summary['wall_s']:.1f} s after {summary['compile_s']:.1f} s of"
             f" compilation ({summary['steps_per_s']:,.0f} steps/s)\ncurve: {sparkline(self.curve)}  {plot}\nnext:",
             markup=False,
+            soft_wrap=True,
         )
         run = shlex.quote(str(self.dir))
         for command in (
