@@ -10,6 +10,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_platforms", "cpu")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Most tests compile for seconds what runs for milliseconds; those that train keep XLA's optimisations."""
+    jax.config.update("jax_disable_most_optimizations", item.path.parent.name not in ("cli", "learning"))
+
+
 @pytest.fixture(autouse=True)
 def _strict_numerics():
     with jax.numpy_rank_promotion("raise"):
