@@ -1,64 +1,122 @@
-"""Learning curves of one or several runs, as a picture and the numbers behind it."""
+"""Pictures of what runs have reached, each with the numbers behind it in a CSV of the same name."""
 
 import csv
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ssmrl.registry import UserError
+from ssmrl.results import Experiment, Statistic, label, profile, read_experiments, summary
+
+_AXES = {"env_steps": "environment steps per seed", "wall_s": "seconds of training"}
+_NAMES = {"mean": "mean", "iqm": "interquartile mean"}
 
 
-def read_curve(run_dir: Path, metric: str = "return_mean") -> tuple[np.ndarray, np.ndarray]:
-    """Steps ``[N]`` and values ``[N, seeds]`` of a logged metric. Raises ``UserError`` if there are none."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not a run directory: it has no metrics.jsonl (ssmrl list runs)")
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # the torn last line of a killed run
-            continue
-    lines = [line for line in lines if metric in line]
-    if not lines:
-        raise UserError(f"{run_dir} has logged no '{metric}' yet")
-    steps = np.array([line["env_steps"] for line in lines])
-    return steps, np.array([np.atleast_1d(np.array(line[metric], float)) for line in lines])
+def plot_runs(
+    run_dirs: Sequence[Path],
+    output: Path | None = None,
+    *,
+    metric: str = "return_mean",
+    statistic: Statistic = "mean",
+    x: Literal["env_steps", "wall_s"] = "env_steps",
+) -> Path:
+    """Draw learning curves: the mean (or interquartile mean) over seeds with its 95 % bootstrap interval.
 
-
-def plot_runs(run_dirs: list[Path], output: Path | None = None) -> Path:
-    """Draw the training return of each run, mean over seeds with its range, and write the CSV beside the PNG.
-
-    Returns the path of the PNG: ``output``, or ``plots/learning_curve.png`` of the first run.
+    Runs that differ in their seeds alone are one curve; each environment has a panel. Returns the path of the PNG:
+    ``output``, or ``plots/learning_curve.png`` of the first run. Raises ``UserError`` if a run has no such metric.
     """
+    output = output or run_dirs[0] / "plots" / "learning_curve.png"
+    experiments = read_experiments(run_dirs, metric)
+    envs = list(dict.fromkeys(e.env for e in experiments))
+    columns = min(len(envs), 4)
+    rows = -(-len(envs) // columns)
+    figure = _figure(7 if columns == 1 else 4 * columns, 4 if rows == 1 else 3 * rows)
+    panels = dict(zip(envs, figure.subplots(rows, columns, squeeze=False).flat, strict=False))
+    table: list[list[Any]] = []
+    drawn: dict[str, Any] = {}  # label -> colour, the same in every panel
+    for e in experiments:
+        known = np.isfinite(e.curve.values).all(axis=1)
+        value, low, high = summary([e.curve.values[known]], statistic)
+        where = getattr(e.curve, x)[known]
+        name = label(e, experiments)
+        seeds = e.curve.values.shape[1]
+        (line,) = panels[e.env].plot(
+            where,
+            value,
+            ".-",
+            markersize=4,
+            color=drawn.get(name),
+            label=f"{name} ({seeds} seeds)" if seeds > 1 else name,
+        )
+        drawn[name] = line.get_color()
+        panels[e.env].fill_between(where, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        rest = (e.curve.env_steps[known], e.curve.wall_s[known], value, low, high, e.curve.values[known])
+        table += [[name, e.env, int(n), *_plain(t, v, lo, hi, *s)] for n, t, v, lo, hi, s in zip(*rest, strict=True)]
+    for env, axes in panels.items():
+        axes.set_title(env if len(envs) > 1 else "", fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize="x-small" if len(envs) > 1 else "small")
+    figure.supxlabel(_AXES[x], fontsize="medium")
+    figure.supylabel(f"{metric}: {_NAMES[statistic]} over seeds, 95 % interval", fontsize="medium")
+    most = max(e.curve.values.shape[1] for e in experiments)
+    header = ["experiment", "env", "env_steps", "wall_s", statistic, "low", "high", *(f"seed_{i}" for i in range(most))]
+    return _save(figure, output, [header, *table])
+
+
+def plot_comparison(experiments: Sequence[Experiment], output: Path, table: Sequence[Sequence[Any]]) -> Path:
+    """Draw final returns with their intervals, task by task, and with several tasks the performance profiles.
+
+    ``table`` is what the CSV gets. Returns the path of the PNG.
+    """
+    envs = list(dict.fromkeys(e.env for e in experiments))
+    names = list(dict.fromkeys(label(e, experiments) for e in experiments))
+    figure = _figure(7 if len(envs) == 1 else 11, max(2.0 + 0.22 * len(experiments), 3))
+    axes, *rest = figure.subplots(1, 1 if len(envs) == 1 else 2, squeeze=False)[0]
+    for i, name in enumerate(names):
+        colour = f"C{i}"
+        chosen = [e for e in experiments if label(e, experiments) == name]
+        values = [summary([e.final], "mean") for e in chosen]
+        offset = (i - (len(names) - 1) / 2) * 0.6 / len(names)
+        rows = np.array([envs.index(e.env) for e in chosen]) + offset
+        axes.hlines(
+            rows, [low for _, low, _ in values], [high for _, _, high in values], color=colour, linewidth=3, alpha=0.5
+        )
+        axes.plot([value for value, _, _ in values], rows, "o", color=colour, markersize=4, label=name)
+        if rest:
+            everything = np.concatenate([e.final for e in experiments])
+            levels = np.linspace(everything.min(), everything.max(), 201)
+            fraction, low, high = profile([e.final for e in chosen], levels)
+            rest[0].plot(levels, fraction, color=colour, label=name)
+            rest[0].fill_between(levels, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_yticks(range(len(envs)), envs, fontsize="small")
+    axes.set_ylim(len(envs) - 0.5, -0.5)
+    axes.set_xlabel("final return (mean over seeds, 95 % interval)")
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(loc="best", fontsize="small")
+    if rest:
+        rest[0].set_xlabel("return")
+        rest[0].set_ylabel("fraction of runs above it (tasks alike, 95 % interval)")
+        rest[0].grid(alpha=0.3)
+    return _save(figure, output, table)
+
+
+def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    output = output or run_dirs[0] / "plots" / "learning_curve.png"
-    curves = {run: read_curve(run) for run in run_dirs}
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for run, (steps, values) in curves.items():
-        (line,) = axes.plot(steps, values.mean(1), marker=".", markersize=4, label=_label(run, values.shape[1]))
-        if values.shape[1] > 1:
-            axes.fill_between(steps, values.min(1), values.max(1), color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("return (mean over seeds, shaded: their range)")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize="small")
+    return figure
+
+
+def _save(figure: Any, output: Path, table: Sequence[Sequence[Any]]) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     with output.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "env_steps", "seed", "return_mean"])
-        for run, (steps, values) in curves.items():
-            for step, row in zip(steps, values, strict=True):
-                writer.writerows([run.name, int(step), seed, value] for seed, value in enumerate(row))
+        csv.writer(file).writerows(table)
     return output
 
 
-def _label(run: Path, seeds: int) -> str:
-    return f"{run.name} ({seeds} seeds)" if seeds > 1 else run.name
+def _plain(*values: Any) -> list[float | str]:
+    return ["" if np.isnan(v) else round(float(v), 6) for v in values]

@@ -7,8 +7,9 @@ import struct
 import numpy as np
 import pytest
 
-from ssmrl.plotting import plot_runs, read_curve
+from ssmrl.plotting import plot_runs
 from ssmrl.registry import UserError
+from ssmrl.results import read_curve
 
 
 def write_run(folder, lines, torn=False):
@@ -21,15 +22,15 @@ def write_run(folder, lines, torn=False):
 @pytest.fixture
 def two_seeds(tmp_path):
     lines = [
-        {"env_steps": 10, "return_mean": [0.0, 1.0]},
-        {"env_steps": 20, "return_mean": [0.5, None], "loss": [1, 2]},
+        {"env_steps": 10, "steps_per_s": 5, "return_mean": [0.0, 1.0]},
+        {"env_steps": 20, "steps_per_s": 4, "return_mean": [0.5, None], "loss": [1, 2]},
     ]
     return write_run(tmp_path / "two_seeds", lines, torn=True)
 
 
 @pytest.fixture
 def one_seed(tmp_path):
-    return write_run(tmp_path / "one_seed", [{"env_steps": 5, "return_mean": [-1.5]}])
+    return write_run(tmp_path / "one_seed", [{"env_steps": 5, "steps_per_s": 10, "return_mean": [-1.5]}])
 
 
 def size_of(png):
@@ -39,11 +40,12 @@ def size_of(png):
 
 
 def test_curves_are_read_without_the_torn_line(two_seeds):
-    steps, values = read_curve(two_seeds)
-    np.testing.assert_array_equal(steps, [10, 20])
-    np.testing.assert_array_equal(values, [[0, 1], [0.5, np.nan]])
-    steps, values = read_curve(two_seeds, "loss")
-    assert (steps.tolist(), values.tolist()) == ([20], [[1, 2]])
+    curve = read_curve(two_seeds)
+    np.testing.assert_array_equal(curve.env_steps, [10, 20])
+    np.testing.assert_array_equal(curve.wall_s, [10 * 2 / 5, 10 * 2 / 5 + 10 * 2 / 4])  # two seeds share the speed
+    np.testing.assert_array_equal(curve.values, [[0, 1], [0.5, np.nan]])
+    curve = read_curve(two_seeds, "loss")
+    assert (curve.env_steps.tolist(), curve.wall_s.tolist(), curve.values.tolist()) == ([20], [9], [[1, 2]])
 
 
 def test_several_runs_in_one_picture(two_seeds, one_seed, tmp_path):
@@ -52,12 +54,9 @@ def test_several_runs_in_one_picture(two_seeds, one_seed, tmp_path):
     assert min(size_of(output)) > 300
     rows = list(csv.reader(output.with_suffix(".csv").read_text().splitlines()))
     assert rows == [
-        ["run", "env_steps", "seed", "return_mean"],
-        ["two_seeds", "10", "0", "0.0"],
-        ["two_seeds", "10", "1", "1.0"],
-        ["two_seeds", "20", "0", "0.5"],
-        ["two_seeds", "20", "1", "nan"],
-        ["one_seed", "5", "0", "-1.5"],
+        ["experiment", "env", "env_steps", "wall_s", "mean", "low", "high", "seed_0", "seed_1"],
+        ["two_seeds", "", "10", "4.0", "0.5", "0.0", "1.0", "0.0", "1.0"],  # a point without all seeds is not drawn
+        ["one_seed", "", "5", "0.5", "-1.5", "", "", "-1.5"],  # one seed has no interval
     ]
 
 
@@ -74,9 +73,30 @@ def test_curves_differ_in_the_picture(one_seed, tmp_path):
     assert plot_runs([flat]).read_bytes() != plot_runs([rising]).read_bytes()
 
 
+def test_settings_share_a_curve_and_environments_have_panels(tmp_path):
+    runs = []
+    for name, seed, model, env in (("a", 0, "s5", "X"), ("b", 1, "s5", "X"), ("c", 0, "gru", "X"), ("d", 0, "s5", "Y")):
+        runs.append(write_run(tmp_path / name, [{"env_steps": 5, "steps_per_s": 1, "return_mean": [seed + 0.5]}]))
+        (runs[-1] / "config.yaml").write_text(f"{{env: {env}, model: {model}, seed: {seed}}}")
+    path = plot_runs(runs, tmp_path / "x.png", statistic="iqm", x="wall_s")
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert [(r["experiment"], r["env"], r["iqm"], r["low"]) for r in rows] == [
+        ("model=s5", "X", "1.0", "0.5"),
+        ("model=gru", "X", "0.5", ""),
+        ("model=s5", "Y", "0.5", ""),
+    ]
+    wide, high = size_of(path)
+    assert wide > 1.5 * high
+
+
 def test_what_is_no_run_or_has_no_curve_yet(tmp_path):
     with pytest.raises(UserError, match=r"is not a run directory: it has no metrics\.jsonl"):
         plot_runs([tmp_path])
     empty = write_run(tmp_path / "empty", [])
     with pytest.raises(UserError, match="has logged no 'return_mean' yet"):
         plot_runs([empty])
+
+
+def test_an_unknown_metric_is_answered_with_those_there_are(two_seeds):
+    with pytest.raises(UserError, match=r"has logged no 'los' yet: it has loss, return_mean, steps_per_s"):
+        plot_runs([two_seeds], metric="los")
