@@ -9,9 +9,8 @@ P counts the complex numbers that are stored: half of ``d_state`` under conjugat
 with the real part doubled under conjugate symmetry.
 """
 
-import functools
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,65 +19,17 @@ from flax import linen as nn
 from jax.nn.initializers import lecun_normal, normal
 
 from ssmrl.nn.base import SequenceModel
+from ssmrl.nn.ssm import (
+    STABLE,
+    complex_input,
+    discretize,
+    hippo_normal,
+    initial_eigenvalues,
+    normalizing_scale,
+    real_product,
+)
 from ssmrl.registry import hp, models
 from ssmrl.scan import linear_recurrence
-
-_MAX_REAL = -1e-4  # eigenvalues clipped to this keep long sequences stable
-
-
-@functools.lru_cache(maxsize=8)
-def hippo_normal(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues ``[n]`` (by ascending imaginary part) and eigenvectors ``[n, n]`` of HiPPO-N.
-
-    HiPPO-N is the normal part of the HiPPO-LegS matrix (S5, appendix B.1.1; S4D, section 4).
-    """
-    p = np.sqrt(1 + 2 * np.arange(n))
-    A = -(np.tril(np.outer(p, p)) - np.diag(np.arange(n)))
-    q = np.sqrt(np.arange(n) + 0.5)
-    S = A + np.outer(q, q)
-    imag, V = np.linalg.eigh(-1j * S)
-    return np.mean(np.diagonal(S)) + 1j * imag, V
-
-
-def initial_eigenvalues(init: str, n: int) -> np.ndarray:
-    """The ``n`` eigenvalues of an S4D initialisation (Gu et al. 2022, section 4), all with imaginary part >= 0."""
-    k = np.arange(n)
-    match init:
-        case "s4d-lin":
-            return -0.5 + 1j * np.pi * k
-        case "s4d-inv":
-            N = 2 * n
-            return -0.5 + 1j * N / np.pi * (N / (2 * k + 1) - 1)
-        case "s4d-real":
-            return -(k + 1.0) + 0j
-    raise ValueError(f"unknown initialisation '{init}': use hippo, s4d-lin, s4d-inv or s4d-real")
-
-
-# Re(Lambda) < 0 as a function of an unconstrained parameter w, and its inverse (StableSSM, Wang and Li 2024).
-_STABLE: dict[str, tuple[Any, Any]] = {
-    "none": (lambda w: w, lambda re: re),
-    "clip": (lambda w: jnp.minimum(w, _MAX_REAL), lambda re: re),
-    "exp": (lambda w: -jnp.exp(w), lambda re: np.log(-re)),
-    "softplus": (lambda w: -jax.nn.softplus(w), lambda re: np.log(np.expm1(-re))),
-    "best": (lambda w: -1 / (w**2 + 0.1), lambda re: np.sqrt(np.maximum(-1 / re - 0.1, 1e-6))),
-}
-
-
-def discretize(Lambda: jax.Array, Delta: jax.Array, method: str) -> tuple[jax.Array, jax.Array]:
-    """Discretise ``Lambda`` with steps ``Delta`` (broadcastable): Lambda_bar and the factor that turns B into B_bar.
-
-    ``zoh`` (zero-order hold) or ``bilinear`` (S5, equation 6 and appendix B). The zero-order hold uses ``expm1``
-    and, near 0, its limit, where the textbook formula cancels.
-    """
-    z = Lambda * Delta
-    if method == "bilinear":
-        return (1 + z / 2) / (1 - z / 2), Delta / (1 - z / 2)
-    small = jnp.abs(z) < 1e-4
-    safe = jnp.where(small, 1, z)
-    # expm1 of a complex number without cancellation: e^x (cos y - 1) + (e^x - 1) and e^x sin y
-    growth, turn = jnp.exp(safe.real), jax.lax.complex(-2 * jnp.sin(safe.imag / 2) ** 2, jnp.sin(safe.imag))
-    expm1 = growth * turn + jnp.expm1(safe.real)
-    return jnp.exp(z), Delta * jnp.where(small, 1 + z / 2, expm1 / safe)
 
 
 @models.register("s5")
@@ -150,7 +101,7 @@ class S5(SequenceModel):
     ) -> tuple[jax.Array, jax.Array]:
         """See ``SequenceModel``; ``dt`` ``[T, *B]`` are observed durations of the steps (all 1 if absent)."""
         D, P = x.shape[-1], self.P
-        to_real, from_real = _STABLE[self.stability]
+        to_real, from_real = STABLE[self.stability]
         Lambda_re = self.param("Lambda_re", lambda _: jnp.float32(from_real(self._initial_system()[0].real)))
         Lambda_im = self.param("Lambda_im", lambda _: jnp.float32(self._initial_system()[0].imag))
         B, C = self.param("B", self._init_B, D), self.param("C", self._init_C, D)
@@ -160,30 +111,24 @@ class S5(SequenceModel):
         Delta = self.step_rescale * jnp.exp(log_step)
         Lambda = jax.lax.complex(to_real(Lambda_re), Lambda_im)
 
-        # Real matrix products on stacked real and imaginary parts: complex ones cost twice the flops at a lower rate.
         if dt is None:
             Lambda_bar, scale = self._discretize(Lambda, Delta)
-            B_bar = scale[:, None] * jax.lax.complex(B[..., 0], B[..., 1])
-            Bu = x @ jnp.concatenate([B_bar.real, B_bar.imag]).T
-            b = jax.lax.complex(Bu[..., :P], Bu[..., P:])
+            b = complex_input(x, scale[:, None] * jax.lax.complex(B[..., 0], B[..., 1]))
         else:
             lead = (1,) * dt.ndim
             Lambda_bar, scale = self._discretize(Lambda.reshape(*lead, P), Delta.reshape(*lead, P) * dt[..., None])
-            Bu = x @ jnp.concatenate([B[..., 0], B[..., 1]]).T
-            b = scale * jax.lax.complex(Bu[..., :P], Bu[..., P:])
+            b = scale * complex_input(x, jax.lax.complex(B[..., 0], B[..., 1]))
         if self.learned_init:
             h_init = self.param("h_init", nn.initializers.zeros, (P, 2))
             start = jnp.broadcast_to(jax.lax.complex(h_init[:, 0], h_init[:, 1]), b.shape)
             b = b + jnp.where(reset[..., None], jnp.broadcast_to(Lambda_bar, b.shape) * start, 0)
 
         h = linear_recurrence(Lambda_bar, b, carry, reset, method=self.scan)
-        C_real = jnp.concatenate([C[..., 0], -C[..., 1]], -1).T * (2 if self.conj_sym else 1)
-        y = jnp.concatenate([h.real, h.imag], -1) @ C_real
+        y = real_product(h, C * (2 if self.conj_sym else 1))
         return h[-1], y + D_skip.reshape((1,) * (x.ndim - 1) + (D,)) * x
 
     def _discretize(self, Lambda: jax.Array, Delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         Lambda_bar, scale = discretize(Lambda, Delta, self.discretization)
         if self.input_scale == "norm":
-            modulus = Lambda_bar.real**2 + Lambda_bar.imag**2
-            scale = jnp.sqrt(jnp.maximum(1 - modulus, 1e-8)).astype(Lambda_bar.dtype)
+            scale = normalizing_scale(Lambda_bar).astype(Lambda_bar.dtype)
         return Lambda_bar, scale

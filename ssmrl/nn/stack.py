@@ -38,15 +38,13 @@ class Block(nn.Module):
     activation: str
     glu: str
     skip: str
+    mlp: int
 
     @nn.compact
     def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array, *args: Any) -> tuple[Carry, jax.Array]:
         """See ``SequenceModel``; further arguments go to the memory."""
         d = x.shape[-1]
-        stream = x
-        if self.norm in ("pre", "gtrxl"):
-            x = nn.LayerNorm(name="norm")(x)
-        carry, y = self.layer(carry, x, reset, *args)
+        carry, y = self.layer(carry, self._enter(x, "norm"), reset, *args)
         branch = _ACTIVATIONS[self.activation](y)
         match self.glu:
             case "full":
@@ -56,16 +54,24 @@ class Block(nn.Module):
                 branch = branch * nn.sigmoid(nn.Dense(d, name="glu")(branch))
             case "half2":
                 branch = y * nn.sigmoid(nn.Dense(d, name="glu")(branch))
+        x = self._join(x, branch, "norm", "gate")
+        if self.mlp:
+            hidden = nn.gelu(nn.Dense(self.mlp * d, name="mlp_in")(self._enter(x, "mlp_norm")))
+            x = self._join(x, nn.Dense(d, name="mlp_out")(hidden), "mlp_norm", "mlp_gate")
+        return carry, x
+
+    def _enter(self, x: jax.Array, norm: str) -> jax.Array:
+        return nn.LayerNorm(name=norm)(x) if self.norm in ("pre", "gtrxl") else x
+
+    def _join(self, stream: jax.Array, branch: jax.Array, norm: str, gate: str) -> jax.Array:
         if self.norm == "gtrxl":
             branch = nn.relu(branch)
         match self.skip:
             case "residual":
                 branch = stream + branch
             case "gru":
-                branch = GRUGate(name="gate")(stream, branch)
-        if self.norm == "post":
-            branch = nn.LayerNorm(name="norm")(branch)
-        return carry, branch
+                branch = GRUGate(name=gate)(stream, branch)
+        return nn.LayerNorm(name=norm)(branch) if self.norm == "post" else branch
 
 
 class Stack(SequenceModel):
@@ -86,6 +92,7 @@ class Stack(SequenceModel):
         "full", "gated linear unit: W1 y * sigmoid(W2 y), y * sigmoid(W y), or as half1 with the gate alone activated"
     )
     skip: Literal["none", "residual", "gru"] = hp("residual", "how a block's output joins its input (gru: as in GTrXL)")
+    mlp: int = hp(0, "feed-forward branch after the memory, so many times as wide as the model (0: none)", ge=0)
 
     def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """See ``SequenceModel``; leaves are ``[*B, num_layers, ...]``."""
@@ -108,6 +115,8 @@ class Stack(SequenceModel):
             out_axes=axis,
             length=self.num_layers,
         )
-        block = Block(self.layer.clone(parent=None), self.norm, self.activation, self.glu, self.skip, name="blocks")
+        block = Block(
+            self.layer.clone(parent=None), self.norm, self.activation, self.glu, self.skip, self.mlp, name="blocks"
+        )
         y, carry = scan(block, x, carry)
         return carry, y

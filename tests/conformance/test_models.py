@@ -27,16 +27,26 @@ VARIANTS = [
     {"stability": "clip", "scan": "associative", "step_rescale": 2.0, "activation": "none", "num_layers": 2},
     {"stability": "exp", "scan": "chunked", "conj_sym": False, "blocks": 2, "activation": "relu", "skip": "gru"},
     {"learned_init": True, "scan": "sequential", "activation": "tanh", "norm": "pre", "glu": "half2", "num_layers": 3},
+    {"norm": "post", "mlp": 2},
+    {"norm": "gtrxl", "skip": "gru", "mlp": 1, "num_layers": 2},
+]
+OTHERS = [
+    ("s4d", {"d_state": 4, "lambda_init": "s4d-inv", "discretization": "bilinear", "stability": "best"}),
+    ("s4d", {"lambda_init": "s4d-real", "input_scale": "norm", "stability": "none", "scan": "associative"}),
+    ("lru", {"d_state": 5, "r_min": 0.9, "r_max": 0.99, "max_phase": 0.3, "scan": "chunked"}),
+    ("mingru", {"scan": "associative", "glu": "none", "activation": "none"}),
+    ("transformer", {"window": 3, "num_heads": 2}),  # several blocks of queries, the last one not full
+    ("transformer", {"window": 1, "norm": "gtrxl", "skip": "gru"}),
 ]
 MODELS = [
-    *((name, {"num_layers": num_layers}) for name in NAMES for num_layers in (1, 2)),
+    *((name, {"num_layers": 2}) for name in NAMES),
     *(("s5", {"d_state": 8, **variant}) for variant in VARIANTS),
-    *((name, {"norm": "pre", "glu": "full", "skip": "gru", "activation": "gelu"}) for name in NAMES if name != "s5"),
+    *OTHERS,
 ]
-every_model = pytest.mark.parametrize(("name", "options"), MODELS)
+AROUND = [(name, {"norm": "pre", "glu": "full", "skip": "gru", "activation": "gelu"}) for name in NAMES if name != "s5"]
 
 
-@every_model
+@pytest.mark.parametrize(("name", "options"), MODELS)
 def test_contract(name, options):
     check_sequence_model(make_model(name, d_model=D, **options))
 
@@ -74,6 +84,70 @@ def s5(layer, p, h, x, reset):
     return h, np.stack(y)
 
 
+def s4d(layer, p, h, x, reset):
+    """Gu et al. 2022, equations 2 and 4 to 6, feature by feature."""
+    w, Lambda_im, D = p["Lambda_re"], p["Lambda_im"], p["D"]
+    Lambda = {"none": w, "exp": -np.exp(w), "best": -1 / (w**2 + 0.1)}[layer.stability] + 1j * Lambda_im
+    z = Lambda * np.exp(p["log_step"])[:, None]
+    if layer.discretization == "zoh":
+        Lambda_bar, scale = np.exp(z), (np.exp(z) - 1) / Lambda
+    else:
+        Lambda_bar, scale = (1 + z / 2) / (1 - z / 2), z / Lambda / (1 - z / 2)
+    if layer.input_scale == "norm":
+        scale = np.sqrt(1 - np.abs(Lambda_bar) ** 2)
+    h, y = h.reshape(len(h), *w.shape), []
+    for u, r in zip(x, reset, strict=True):
+        h = Lambda_bar * np.where(r[:, None, None], 0, h) + scale * u[:, :, None]
+        y.append(2 * (h * (p["C"][..., 0] + 1j * p["C"][..., 1])).real.sum(-1) + D * u)
+    return h.reshape(len(h), -1), np.stack(y)
+
+
+def lru(layer, p, h, x, reset):
+    """Orvieto et al. 2023, appendix A."""
+    Lambda = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    B_, C = (p[n][..., 0] + 1j * p[n][..., 1] for n in ("B", "C"))
+    y = []
+    for u, r in zip(x, reset, strict=True):
+        h = Lambda * np.where(r[:, None], 0, h) + np.exp(p["gamma_log"]) * (u @ B_.T)
+        y.append((h @ C.T).real + p["D"] * u)
+    return h, np.stack(y)
+
+
+def mingru(layer, p, h, x, reset):
+    """Feng et al. 2024, section 3.1 and appendix B."""
+    W_z, W_h = np.split(p["input"]["kernel"], 2, axis=1)
+    b_z, b_h = np.split(p["input"]["bias"], 2)
+    y = []
+    for u, r in zip(x, reset, strict=True):
+        z, candidate = sigmoid(u @ W_z + b_z), u @ W_h + b_h
+        h = (1 - z) * np.where(r[:, None], 0, h) + z * np.where(candidate >= 0, candidate + 0.5, sigmoid(candidate))
+        y.append(h)
+    return h, np.stack(y)
+
+
+def transformer(layer, p, carry, x, reset):
+    """Vaswani et al. 2017, equation 1, head by head, with pairs of features as complex numbers turned by their age."""
+    W, E = layer.window, layer.d_model // layer.num_heads
+    keys, values, seen = ([*np.moveaxis(c, 1, 0)] for c in carry)
+    seen, y = [s > 0.5 for s in seen], []
+    turn = np.exp(1j * 10_000.0 ** (-np.arange(E // 2) / (E // 2)))
+    for u, r in zip(x, reset, strict=True):
+        q, k, v = np.split(u @ p["qkv"]["kernel"], 3, axis=1)
+        keys, values = [*keys, k][-W:], [*values, v][-W:]
+        seen = [*(s & ~r for s in seen), np.ones(len(u), bool)][-W:]
+        out = np.zeros_like(u)
+        for head in range(layer.num_heads):
+            part = slice(head * E, (head + 1) * E)
+            pairs = [m[:, part][:, : E // 2] + 1j * m[:, part][:, E // 2 :] for m in (q, *keys)]
+            ages = range(W - 1, -1, -1)
+            logits = [(pairs[0] * turn**age * k.conj()).real.sum(1) for k, age in zip(pairs[1:], ages, strict=True)]
+            weights = np.where(seen, np.exp(np.array(logits) / np.sqrt(E)), 0)
+            weights = weights / weights.sum(0)
+            out[:, part] = sum(w[:, None] * v[:, part] for w, v in zip(weights, values, strict=True))
+        y.append(out @ p["out"]["kernel"])
+    return (np.stack(keys, 1), np.stack(values, 1), np.stack(seen, 1).astype(float)), np.stack(y)
+
+
 def gru(layer, p, h, x, reset):
     """Cho et al. 2014, with the reset gate after the recurrent product, as in cuDNN."""
     W_r, W_z, W_n = np.split(p["input"]["kernel"], 3, axis=1)
@@ -107,7 +181,16 @@ def none(layer, p, carry, x, reset):
     return carry, x
 
 
-REFERENCES = {"s5": s5, "gru": gru, "lstm": lstm, "none": none}
+REFERENCES = {
+    "s5": s5,
+    "s4d": s4d,
+    "lru": lru,
+    "mingru": mingru,
+    "transformer": transformer,
+    "gru": gru,
+    "lstm": lstm,
+    "none": none,
+}
 
 
 def layer_norm(p, x):
@@ -127,23 +210,34 @@ def activate(name, x):
 
 def block(stack, memory, p, carry, x, reset):
     """Norm, memory, activation, gated linear unit, skip; GTrXL's gate: Parisotto et al. 2020, section 3.2."""
-    branch = layer_norm(p["norm"], x) if stack.norm in ("pre", "gtrxl") else x
-    carry, memorised = memory(stack.layer, p.get("layer", {}), carry, branch, reset)
+    carry, memorised = memory(stack.layer, p.get("layer", {}), carry, enter(stack, p, "norm", x), reset)
     y = activate(stack.activation, memorised)
     if stack.glu != "none":
         gate = y @ p["glu"]["kernel"] + p["glu"]["bias"]
         gated = {"full": gate[..., :D], "half1": y, "half2": memorised}[stack.glu]
         y = gated * sigmoid(gate[..., -D:])
+    x = join(stack, p, "norm", "gate", x, y)
+    if stack.mlp:
+        y = activate("gelu", enter(stack, p, "mlp_norm", x) @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"])
+        x = join(stack, p, "mlp_norm", "mlp_gate", x, y @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"])
+    return carry, x
+
+
+def enter(stack, p, norm, x):
+    return layer_norm(p[norm], x) if stack.norm in ("pre", "gtrxl") else x
+
+
+def join(stack, p, norm, gate, x, y):
     if stack.norm == "gtrxl":
         y = np.maximum(y, 0)
     if stack.skip == "residual":
         y = x + y
     if stack.skip == "gru":
-        W_r, W_z, W_g = np.split(p["gate"]["branch"]["kernel"], 3, axis=1)
-        U_r, U_z = np.split(p["gate"]["stream"]["kernel"], 2, axis=1)
+        W_r, W_z, W_g = np.split(p[gate]["branch"]["kernel"], 3, axis=1)
+        U_r, U_z = np.split(p[gate]["stream"]["kernel"], 2, axis=1)
         r, z = sigmoid(y @ W_r + x @ U_r), sigmoid(y @ W_z + x @ U_z - 2)
-        y = (1 - z) * x + z * np.tanh(y @ W_g + (r * x) @ p["gate"]["candidate"]["kernel"])
-    return carry, layer_norm(p["norm"], y) if stack.norm == "post" else y
+        y = (1 - z) * x + z * np.tanh(y @ W_g + (r * x) @ p[gate]["candidate"]["kernel"])
+    return layer_norm(p[norm], y) if stack.norm == "post" else y
 
 
 def reference(stack, memory, params, carry, x, reset):
@@ -174,7 +268,7 @@ def problem(model, seed=0):
     return params, jax.tree.map(normal, fresh), x, reset, normal
 
 
-@every_model
+@pytest.mark.parametrize(("name", "options"), [*MODELS, *AROUND, *((name, {}) for name in NAMES)])
 def test_formula(name, options):
     """Values, and the derivative in a random direction of everything that a model depends on."""
     memory = REFERENCES.get(name)

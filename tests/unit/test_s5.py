@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ssmrl.nn import make_model
-from ssmrl.nn.s5 import S5, discretize, hippo_normal, initial_eigenvalues
+from ssmrl.nn.s5 import S5
+from ssmrl.nn.ssm import discretize, hippo_normal, initial_eigenvalues
 from ssmrl.registry import ConfigError
 
 # Parameters, inputs and outputs of the layer in github.com/lindermanlab/S5, and its HiPPO-N eigenvalues.
