@@ -6,10 +6,11 @@ equal environments share compiled code); numbers that may vary under ``vmap`` go
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ssmrl.spaces import Discrete, Space
@@ -31,6 +32,8 @@ class EnvParams:
 
 class Environment:
     """Base class of environments; compatible with ``gymnax.environments.environment.Environment``."""
+
+    action_names: ClassVar[tuple[str, ...]] = ()  # what discrete actions mean, for people who watch
 
     @property
     def default_params(self) -> Any:
@@ -77,6 +80,15 @@ class Environment:
     def action_space(self, params: Any) -> Space:
         """Space of one action."""
         raise NotImplementedError(f"{self.name} must define action_space(params)")
+
+    def render(self, state: Any, params: Any) -> np.ndarray:
+        """Draw the state of one environment, as uint8 ``[H, W, 3]``; outside ``jit``, and always of the same shape.
+
+        It may show what the agent does not see. Raises ``NotImplementedError`` where there is no picture.
+        """
+        raise NotImplementedError(
+            f"{self.name} has no picture: define render(state, params) -> [H, W, 3] uint8 (see ssmrl.envs.drawing)"
+        )
 
     @partial(jax.jit, static_argnames=("self",))
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -136,6 +136,19 @@ class Brax(Environment):
             after = self._env.step(before, action)
         reward, terminated = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
         return after.obs[self._seen], RobotState(state.time + 1, after.pipeline_state), reward, terminated, {}
+
+    def render(self, state: RobotState, params: EnvParams) -> np.ndarray:
+        """Draw the robot, see ``brax_pictures``."""
+        from ssmrl.envs.brax_pictures import draw
+
+        return draw(self._split[0], self._env.sys, jax.device_get(state.pipeline))
+
+    def to_html(self, states: Sequence[RobotState]) -> str:
+        """Return brax's own page that shows ``states`` in three dimensions."""
+        from ssmrl.envs.brax_pictures import page
+
+        with _quiet():
+            return page(self._env.sys.tree_replace({"opt.timestep": self._env.dt}), [s.pipeline for s in states])
 
     def observation_space(self, params: EnvParams) -> Box:
         """Float32 ``[n]``, unbounded."""

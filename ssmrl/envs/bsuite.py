@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import scenes
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.registry import envs, hp
 from ssmrl.spaces import Box, Discrete
@@ -66,6 +68,10 @@ class MemoryLen(Environment):
         answer = jnp.where(action == state.context[state.query], 1.0, -1.0)
         reward = jnp.where(terminated, answer, 0.0).astype(jnp.float32)
         return self._observe(state), dataclasses.replace(state, time=state.time + 1), reward, terminated, {}
+
+    def render(self, state: MemoryState, params: EnvParams) -> np.ndarray:
+        """Draw the cue and the time until the question."""
+        return scenes.memory(state.context, state.query, state.time, self.memory_length)
 
     def _observe(self, state: MemoryState) -> jax.Array:
         query = jnp.where(state.time == self.memory_length - 1, state.query, 0)
@@ -135,6 +141,10 @@ class UmbrellaLength(Environment):
         reward = jnp.where(terminated, deserved, _signs(key_reward))
         return self._observe(key_obs, state), state, reward, terminated, {}
 
+    def render(self, state: UmbrellaState, params: EnvParams) -> np.ndarray:
+        """Draw the weather, whether there is an umbrella, and the time left."""
+        return scenes.umbrella(state.need, state.has, state.time, self.chain_length)
+
     def _observe(self, key: jax.Array, state: UmbrellaState) -> jax.Array:
         head = jnp.stack([state.need, state.has, (self.chain_length - state.time) / self.chain_length])
         distractors = jax.random.bernoulli(key, shape=(self.n_distractor,))
@@ -194,6 +204,10 @@ class DiscountingChain(Environment):
         pay = jnp.where(chain == self.mapping_seed % len(DELAYS), 1.1, 1.0)
         reward = jnp.where(state.time == jnp.asarray(DELAYS)[chain], pay, 0.0).astype(jnp.float32)
         return self._observe(state), state, reward, state.time == max(DELAYS), {}
+
+    def render(self, state: ChainState, params: EnvParams) -> np.ndarray:
+        """Draw the delays and the way along the one chosen."""
+        return scenes.delays(DELAYS, self.mapping_seed % len(DELAYS), state.chain, state.time)
 
     def _observe(self, state: ChainState) -> jax.Array:
         return jnp.stack([state.chain, state.time / max(DELAYS)]).astype(jnp.float32)

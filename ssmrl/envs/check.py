@@ -216,8 +216,8 @@ def _play(env: Any, params: Any, key: jax.Array, steps: int) -> dict[str, Any]:
         }
         return (after, low, high), row
 
-    (_, low, high), rows = jax.lax.scan(step, (state, obs, obs), jax.random.split(key_steps, steps))
-    return {"start": (obs, state), "low": low, "high": high, **rows}
+    (end, low, high), rows = jax.lax.scan(step, (state, obs, obs), jax.random.split(key_steps, steps))
+    return {"start": (obs, state), "end": end, "low": low, "high": high, **rows}
 
 
 def _plays(env: Any, params: Any, key: jax.Array, steps: int) -> Iterator[str]:
@@ -225,6 +225,9 @@ def _plays(env: Any, params: Any, key: jax.Array, steps: int) -> Iterator[str]:
     options = {"xla_backend_optimization_level": 1}  # this runs once: halve what it takes to compile
     play = jax.jit(jax.vmap(lambda k: _play(env, params, k, steps)), compiler_options=options)
     played = play(jax.random.split(key, COPIES))
+    yield from _pictures(
+        env, params, *(jax.tree.map(lambda x: x[0], s) for s in (played["start"][1], played.pop("end")))
+    )
     start_obs, start_state = jax.device_get(jax.tree.map(_plain, played.pop("start")))
     played = jax.device_get(played)
     low = jax.tree.map(lambda x: np.min(x, axis=0), played["low"])
@@ -241,6 +244,28 @@ def _plays(env: Any, params: Any, key: jax.Array, steps: int) -> Iterator[str]:
         yield f"no episode ended in {steps} steps but the limit is {limit}: compare state.time with it in is_truncated"
     if all((x == x[:1]).all() for x in jax.tree.leaves((start_obs, start_state))):
         yield f"warning: {COPIES} keys gave the same start: does reset_env use its key?"
+
+
+def _pictures(env: Any, params: Any, *states: Any) -> Iterator[str]:
+    """What render returns, where there is one of ours."""
+    if not isinstance(env, Environment):
+        return
+    shapes = set()
+    for state in states:
+        try:
+            picture = env.render(jax.device_get(state), params)
+        except NotImplementedError:
+            return
+        except Exception as error:  # whatever an author's code raises is a finding
+            yield f"render raises {type(error).__name__}: {error}: it gets one state, with numpy leaves, outside jit"
+            return
+        if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            got = _show(picture) if hasattr(picture, "dtype") else type(picture).__name__
+            yield f"render returns {got}: return a picture, uint8 [H, W, 3]"
+            return
+        shapes.add(picture.shape)
+    if len(shapes) > 1:
+        yield f"render returns pictures of different shapes, {sorted(shapes)}: they are to be one film"
 
 
 def _plain(x: jax.Array) -> jax.Array:

@@ -138,6 +138,13 @@ class Gymnax(Environment):
         """See ``Environment``."""
         return self._env.is_truncated(state, params)
 
+    def render(self, state: Any, params: Any) -> np.ndarray:
+        """Draw a state, see ``gymnax_pictures``."""
+        from ssmrl.envs.gymnax_pictures import draw
+
+        with jax.numpy_rank_promotion("allow"):
+            return draw(self._split[0], self._env, jax.device_get(state), jax.device_get(params))
+
     def _observe(self, obs: Any) -> Any:
         return spaces.cast(self._space, obs if self._seen is None else obs[self._seen])
 

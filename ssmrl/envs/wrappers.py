@@ -46,6 +46,15 @@ class Wrapper(Environment):
             action = jnp.stack(jnp.unravel_index(action, space.nvec), axis=-1).astype(jnp.int32)
         return self.env.step_env(key, state, action, params)
 
+    @property
+    def action_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the wrapped environment's actions."""
+        return self.env.action_names
+
+    def render(self, state: Any, params: Any) -> np.ndarray:
+        """Draw the wrapped environment."""
+        return self.env.render(state, params)
+
     def is_truncated(self, state: Any, params: Any) -> jax.Array:
         """See ``Environment``; a time limit given here holds whatever the environment's own rule."""
         own = self.env.is_truncated(state, params)

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import EnvParams, EnvState
 from ssmrl.envs.popgym import deck
 from ssmrl.registry import envs, hp
@@ -43,6 +45,8 @@ class Autoencode(deck.CardGame):
 
     num_decks: int = hp(1, "decks of 52 cards that are shuffled together", ge=1)
 
+    action_names = drawing.SUITS
+
     @property
     def default_params(self) -> Any:
         """The time limit is the length of an episode, for information."""
@@ -75,6 +79,20 @@ class Autoencode(deck.CardGame):
 
     def _mode(self, time: jax.Array) -> jax.Array:
         return jnp.where(time < self.num_cards - 1, jnp.int32(WATCH), jnp.int32(PLAY))
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the cards dealt and not yet asked for; the one in view is framed blue, the one to name yellow."""
+        canvas, n, time = drawing.Canvas(), self.num_cards, int(state.time)
+        watching = time < n - 1
+        hand = time + 1 if time < n else 2 * n - 1 - time
+        task = "Watch the cards being dealt" if watching else "Name the suits backwards"
+        drawing.title(canvas, task, "blue: in view" if watching else "yellow: to name; all are hidden")
+        if hand:
+            last = hand - 1
+            shown = [*np.asarray(state.cards).tolist()[:hand], *[None] * (n - hand)]
+            marks = {last: drawing.BLUE if watching else drawing.YELLOW}
+            drawing.cards(canvas, 50, "suits", shown, 13 * min(self.num_decks, 2), marks)
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[n + 2]``.

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.envs.popgym import bitboard
 from ssmrl.envs.popgym.bitboard import Cells
@@ -105,6 +107,25 @@ class Battleship(Environment):
         guessed = state.guessed.at[row, column].set(True)
         state = State(state.time + 1, state.ships, guessed, hits, last_hit=obs)
         return obs, state, reward.astype(jnp.float32), hits == self.num_ship_tiles, {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the sea: shots that hit are red crosses, others white dots, and hidden parts of ships are pale."""
+        canvas = drawing.Canvas()
+        ships, guessed = np.asarray(state.ships), np.asarray(state.guessed)
+        last = "-" if int(state.time) == 0 else ("a hit" if int(state.last_hit) else "no hit")
+        note = f"last shot: {last}   hits: {int(state.hits)} of {self.num_ship_tiles}   pale: ships, hidden"
+        drawing.title(canvas, "Sink the fleet", note)
+        tiles = np.where(ships[..., None], (145, 165, 185), drawing.WATER)
+        tiles = np.where((ships & guessed)[..., None], (90, 95, 105), tiles)
+        left, top, side = drawing.board(canvas, tiles)
+        for row, column in np.argwhere(guessed):
+            x, y, r = left + (column + 0.5) * side, top + (row + 0.5) * side, side / 4
+            if ships[row, column]:
+                canvas.line([(x - r, y - r), (x + r, y + r)], drawing.RED, 2.5)
+                canvas.line([(x - r, y + r), (x + r, y - r)], drawing.RED, 2.5)
+            else:
+                canvas.circle(x, y, r / 1.5, drawing.WHITE)
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[2 * board_size**2 + 1]``: ships, guesses, last observation."""

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import scenes
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.registry import check, envs, hp
 from ssmrl.spaces import Box, Discrete
@@ -33,6 +35,8 @@ class CartPole(Environment):
     """
 
     max_episode_length: int = hp(200, "time limit in steps", ge=1)
+
+    action_names = ("left", "right")
 
     def __post_init__(self) -> None:
         check(self)
@@ -68,6 +72,11 @@ class CartPole(Environment):
         fallen = (jnp.abs(physics[0]) > X_LIMIT) | (jnp.abs(physics[2]) > THETA_LIMIT)
         state = State(state.time + 1, physics)
         return self.observe(key, state), state, jnp.float32(1 / self.max_episode_length), fallen, {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw cart and pole."""
+        x, _, theta, _ = np.asarray(state.physics)
+        return scenes.cart_pole(x, theta, X_LIMIT, THETA_LIMIT)
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state ``physics``, float32 ``[4]``."""

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.envs.popgym import deck
 from ssmrl.registry import check, envs, hp
@@ -109,6 +111,18 @@ class Concentration(Environment):
         half_open = ~state.half_open & ~foul
         state = State(state.time + 1, state.cards, face_up, first, second, half_open)
         return obs, state, reward, jnp.all(face_up), {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the table: cards found lie open, the last two flipped are framed blue."""
+        canvas, flipped = drawing.Canvas(), {int(state.first), int(state.second)} - {NOTHING}
+        shown = [
+            int(card) if up or place in flipped else None
+            for place, (card, up) in enumerate(zip(state.cards, state.face_up, strict=True))
+        ]
+        note = f"found: {int(np.sum(state.face_up))} of {self.num_cards} cards   blue: flipped last"
+        drawing.title(canvas, "Find the pairs", note)
+        drawing.cards(canvas, 50, self.deck_type, shown, 13 * self.num_decks, dict.fromkeys(flipped, drawing.BLUE))
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[2 * n + 2]``.

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import EnvState
 from ssmrl.envs.popgym import deck
 from ssmrl.registry import envs, hp
@@ -65,6 +67,19 @@ class CountRecall(deck.CardGame):
         cards, remaining = self.deal(key, state.remaining)
         state = State(time=state.time + 1, remaining=remaining, cards=cards)
         return cards, state, reward, state.time == self.num_cards - 1, {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the two cards in view, and how many cards of each type have been dealt."""
+        canvas = drawing.Canvas()
+        value, query = (int(card) for card in state.cards)
+        dealt = self.copies - np.asarray(state.remaining[0])
+        drawing.title(canvas, "How many cards like the queried one were dealt?", f"answer, hidden: {dealt[query]}")
+        for x, label, card, mark in ((80, "dealt", value, drawing.BLUE), (190, "queried", query, drawing.YELLOW)):
+            drawing.card(canvas, x, 48, 50, self.deck_type, card, mark)
+            canvas.text(x + 25, 122, label, 11, anchor="mt")
+        names = {"colors": drawing.COLORS, "suits": drawing.SUITS, "ranks": drawing.RANKS}[self.deck_type]
+        drawing.bars(canvas, dealt, names, 160, 218, self.copies)
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[2 * m + 2]``.

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import EnvState
 from ssmrl.envs.popgym import deck
 from ssmrl.registry import envs, hp
@@ -37,6 +39,8 @@ class HigherLower(deck.CardGame):
 
     num_decks: int = hp(1, "decks of 52 cards that are shuffled together", ge=1)
 
+    action_names = ("higher", "lower")
+
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, State]:
         """See ``Environment``; the observation is the rank of the card dealt, int32."""
         card, remaining = self.deal(key, deck.full(RANKS, self.num_decks))
@@ -51,6 +55,14 @@ class HigherLower(deck.CardGame):
         reward = jnp.where(card == state.card, jnp.float32(0), verdict)
         state = State(time=state.time + 1, remaining=remaining, card=card)
         return card, state, reward, state.time == self.num_cards - 1, {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the card in view, and how many cards of each rank are left."""
+        canvas = drawing.Canvas()
+        drawing.title(canvas, "Is the next card higher or lower?", "bars: cards left of each rank, hidden")
+        drawing.card(canvas, 130, 52, 58, "ranks", int(state.card), drawing.BLUE)
+        drawing.bars(canvas, np.asarray(state.remaining), drawing.RANKS, 160, 218, 4 * self.num_decks)
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return what the original calls the Markov state: the fraction of each rank that was dealt, float32 ``[13]``.

@@ -5,8 +5,10 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.envs.popgym import maze
 from ssmrl.registry import check, envs, hp
@@ -47,6 +49,7 @@ class Labyrinth(Environment):
     )
 
     requires: ClassVar[dict[str, str]] = {"maze_dims % 2 == 0": "the maze is made of cells of 2x2 blocks"}
+    action_names = ("left", "right", "up", "down")
     exit = OBSTACLE  # what the square opposite the start becomes
 
     def __post_init__(self) -> None:
@@ -99,6 +102,22 @@ class Labyrinth(Environment):
     def judge(self, before: State, after: State) -> tuple[jax.Array, jax.Array]:
         """Return the reward of a step, float32, and whether it reached the goal of the task."""
         raise NotImplementedError(f"{self.name} must define judge(before, after) -> (reward, terminated)")
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the maze with the squares explored, the start (blue), the exit (green), the agent and what it sees."""
+        canvas = drawing.Canvas()
+        grid, explored = np.asarray(state.grid), np.asarray(state.explored)
+        task = "Find the exit" if self.exit == GOAL else "Visit every square"
+        note = f"visited (yellow): {explored.sum()} of {(grid != OBSTACLE).sum()}   frame: what is seen"
+        drawing.title(canvas, task, note)
+        squares = np.array([drawing.WHITE, drawing.INK, drawing.BLUE, drawing.GREEN])[grid]
+        squares = np.where((explored & (grid == FREE))[..., None], (250, 230, 165), squares)
+        left, top, side = drawing.board(canvas, squares, line=None)
+        row, column = (int(i) for i in state.position)
+        x, y = left + (column + 0.5) * side, top + (row + 0.5) * side
+        canvas.circle(x, y, 0.38 * side, drawing.RED)
+        canvas.box(x - 1.5 * side, y - 1.5 * side, 3 * side, 3 * side, outline=drawing.RED)
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[(maze_dims + 1)**2]``: the grid, 4 where the agent has not been."""

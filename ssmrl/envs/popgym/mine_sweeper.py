@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.envs.popgym import bitboard
 from ssmrl.envs.popgym.bitboard import Cells
@@ -100,6 +102,26 @@ class MineSweeper(Environment):
     def is_truncated(self, state: State, params: Any) -> jax.Array:
         """See ``Environment``; a game that is won or lost on the last step only terminates."""
         return (state.time >= params.max_steps_in_episode) & ~state.over
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the board: tiles viewed show their count, mines are hidden from the agent."""
+        canvas = drawing.Canvas()
+        mines, viewed = np.asarray(state.mines), np.asarray(state.viewed)
+        lost = bool(state.over) and not (viewed | mines).all()
+        result = ("a mine went off" if lost else "cleared") if state.over else "mines are hidden"
+        note = f"viewed: {viewed.sum()} of {self.num_clear}   {result}"
+        drawing.title(canvas, "View every tile without a mine", note)
+        tiles = np.where(viewed[..., None], drawing.WHITE, drawing.FAINT)
+        left, top, side = drawing.board(canvas, tiles, line=drawing.GREY)
+        padded = np.pad(mines, 1)
+        for row, column in np.ndindex(mines.shape):
+            x, y = left + (column + 0.5) * side, top + (row + 0.5) * side
+            if mines[row, column]:
+                canvas.circle(x, y, side / 4, drawing.RED if lost else drawing.GREY)
+            elif viewed[row, column]:
+                near = padded[row : row + 3, column : column + 3].sum()
+                canvas.text(x, y, near, 0.55 * side, drawing.BLUE, "mm")
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[board_size**2]``: 0 for a tile not viewed, 1 a mine, 2 a tile viewed."""

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import scenes
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.envs.popgym.deck import verdict
 from ssmrl.registry import check, envs, hp
@@ -67,6 +69,10 @@ class MultiarmedBandit(Environment):
         reward = verdict(paid, 1 / self.episode_length)
         state = State(time=state.time + 1, arms=state.arms)
         return paid.astype(jnp.int32), state, reward, jnp.bool_(False), {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the arms' probabilities."""
+        return scenes.arms(state.arms, "Find the arm that pays out most often", "bars: probabilities, hidden")
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state: the probabilities, float32 ``[num_bandits]``."""

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import scenes
 from ssmrl.envs.base import Environment, EnvParams, EnvState
 from ssmrl.registry import check, envs, hp
 from ssmrl.spaces import Box
@@ -83,6 +85,10 @@ class PositionOnlyPendulum(Environment):
         theta = (state.theta + TIME_STEP * theta_dot + math.pi) % (2 * math.pi) - math.pi
         state = State(state.time + 1, theta, theta_dot)
         return self.observe(key, state), state, reward, jnp.bool_(False), {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the pendulum."""
+        return scenes.pendulum(state.theta)
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[3]``: cosine and sine of the angle, angular velocity."""

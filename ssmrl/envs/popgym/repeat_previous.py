@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ssmrl.envs import drawing
 from ssmrl.envs.base import EnvState
 from ssmrl.envs.popgym import deck
 from ssmrl.registry import envs, hp
@@ -43,6 +45,7 @@ class RepeatPrevious(deck.CardGame):
     num_decks: int = hp(1, "decks of 52 cards that are shuffled together", ge=1)
     k: int = hp(4, "which of the last cards to name: 1 is the card in view, 2 the one before", ge=1)
 
+    action_names = drawing.SUITS
     requires: ClassVar = {"k < 52 * num_decks": "the deck must have a card left when the first answer is given"}
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, State]:
@@ -62,6 +65,20 @@ class RepeatPrevious(deck.CardGame):
         card, remaining = self.deal(key, state.remaining)
         state = State(time=time, remaining=remaining, recent=state.recent.at[slot].set(card))
         return card, state, reward, time == self.num_cards - 1, {}
+
+    def render(self, state: State, params: Any) -> np.ndarray:
+        """Draw the last ``k`` cards, oldest first: the one in view is framed blue, the one to name yellow."""
+        canvas, shown = drawing.Canvas(), min(int(state.time) + 1, self.k)
+        cards: list[int | None] = np.roll(state.recent, -(int(state.time) + 1)).tolist()
+        cards[: self.k - shown] = [None] * (self.k - shown)
+        drawing.title(
+            canvas,
+            f"Name the suit of {self.k - 1} cards ago",
+            "blue: in view   yellow: to name   all others are hidden",
+        )
+        marks = {0: drawing.YELLOW} if shown == self.k else {}
+        drawing.cards(canvas, 56, "suits", cards, min(self.k, 16), marks | {self.k - 1: drawing.BLUE})
+        return canvas.to_array()
 
     def get_state(self, state: State) -> jax.Array:
         """Return the Markov state, float32 ``[k + 4]``.
