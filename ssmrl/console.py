@@ -17,6 +17,7 @@ from ssmrl.agents import num_updates
 from ssmrl.config import Config
 
 _BARS = "▁▂▃▄▅▆▇█"
+_SHOWN = {"entropy": ("entropy", 3), "approx_kl": ("kl", 4), "value_loss": ("value loss", 4)}  # where an agent has it
 
 
 class Console:
@@ -77,9 +78,7 @@ class Console:
         fields = {
             "steps": f"{steps:,}",
             "return": f"{returns.mean():.3f}{spread}",
-            "entropy": f"{np.mean(metrics['entropy']):.3f}",
-            "kl": f"{np.mean(metrics['approx_kl']):.4f}",
-            "value loss": f"{np.mean(metrics['value_loss']):.4f}",
+            **{name: f"{np.mean(metrics[k]):.{n}f}" for k, (name, n) in _SHOWN.items() if k in metrics},
             "steps/s": f"{steps_per_s:,.0f}",
             "left": f"{left:.0f} s",
         }
@@ -115,7 +114,7 @@ class Console:
         for command in (
             f"ssmrl eval {run}",
             f"ssmrl resume {run} total_steps={2 * self.config.total_steps}",
-            f"ssmrl plot {run}",
+            f"ssmrl play {run}",
         ):
             self.rich.print(f"  {command}", markup=False, soft_wrap=True)
 

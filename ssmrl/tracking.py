@@ -166,24 +166,26 @@ class Wandb:
 
         self._dir = run_dir
         id_file = run_dir / "wandb" / "run_id"
-        in_sweep = "WANDB_SWEEP_ID" in os.environ  # the sweep names the run, and allows no resuming
+        # a sweep decides on project, entity and id of its runs, and allows no resuming
+        in_sweep = bool(os.environ.keys() & {"WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"})
         run_id = id_file.read_text().strip() if resume and not in_sweep and id_file.is_file() else None
+        place: dict[str, Any] = {} if in_sweep else {"project": config.wandb.project, "entity": config.wandb.entity}
 
         def start(mode: Literal["online", "offline"]) -> Any:
-            settings = wandb.Settings(silent=True, console="off", init_timeout=_INIT_TIMEOUT)
+            # one of its own, also while others log: the trials of a population run side by side
+            settings = wandb.Settings(silent=True, console="off", init_timeout=_INIT_TIMEOUT, reinit="create_new")
             wandb.setup(settings)  # silences logging in too
             return wandb.init(
                 mode=mode,
                 settings=settings,
                 dir=str(run_dir),
-                project=config.wandb.project,
-                entity=config.wandb.entity,
                 group=config.wandb.group,
                 tags=list(config.wandb.tags),
                 name=config.run.name or run_dir.name,
                 config={k: list(v) if isinstance(v, tuple) else v for k, v in to_flat(config).items()},
                 id=run_id,
                 resume="allow" if run_id else None,
+                **place,
             )
 
         self.mode, self._failure = mode, ""

@@ -1,4 +1,11 @@
-"""Agents, one file each. ``ssmrl list agents`` shows them."""
+"""Agents, one file each. ``ssmrl list agents`` shows them.
+
+An agent is a frozen pytree of hyper-parameters with ``env``, ``env_params``, ``model``, ``num_envs``, ``num_steps`` and
+``total_updates``, with ``steps_per_update``, and with pure functions ``init(key) -> State``,
+``update(state) -> (State, metrics)`` and ``policy(state) -> Policy``. Its State has ``params``, ``env`` and ``carry``.
+Metrics are scalars; ``loss``, ``grad_norm``, ``episodes``, ``return_mean`` and ``length_mean`` (over the episodes that
+ended, NaN if none did) must be there, others are logged as they are.
+"""
 
 if __name__ != "ssmrl.agents":
     raise ImportError("import ssmrl.agents, not agents: the folder at the top of the repository is a link to it")
