@@ -117,7 +117,7 @@ def help_text(name: str, command: Command, arguments: Arguments) -> str:
         default = "" if f.type is bool or f.default is None else f" (default {show(f.default)})"
         lines.append(f"  --{f.name.replace('_', '-'):12} {f.doc}{default}")
     if command.settings:
-        shown = arguments.words if name != "resume" else []
+        shown = arguments.words if name not in ("resume", "sweep") else []
         config = trace(shown, arguments.settings, arguments.errors)[0]
         values = to_flat(config)
         lines += ["", "settings, with their values here:"]

@@ -315,7 +315,8 @@ def _read_preset(
     if path is None:
         path = next((p for p in (folder / name, Path(name)) if p.suffix in (".yaml", ".yml") and p.is_file()), None)
     if path is None:
-        errors.append(_unknown_preset(name))
+        sweep = PRESETS / "sweeps" / f"{name.removeprefix('sweeps/')}.yaml"
+        errors.append(f"'{name}' is a sweep: ssmrl sweep {sweep.stem}" if sweep.is_file() else _unknown_preset(name))
         return []
     if path.resolve() in within:
         errors.append(f"preset '{name}' is its own base: {' -> '.join(p.stem for p in (*within, path))}")
@@ -330,7 +331,7 @@ def _read_preset(
         return []
     values = dict(content or {})
     if {"method", "parameters"} <= values.keys():
-        errors.append(f"'{name}' is a sweep, not a preset: wandb sweep {path}")
+        errors.append(f"'{name}' is a sweep, not a preset: ssmrl sweep {name} (or wandb sweep {path})")
         return []
     values.pop("doc", None)
     bases = elements(values.pop("base", None) or ())
@@ -365,7 +366,7 @@ def _stack(layers: Sequence[tuple[str, dict[str, Any]]], errors: list[str]) -> t
             if kind in values:
                 entry, previous = _find(kind, values[kind], source, errors), chosen[kind]
                 if entry and previous and entry.name != previous.name:
-                    _drop(trail, kind, entry)
+                    _drop(trail, kind, entry, previous)
                 chosen[kind] = entry
         for key, value in values.items():
             trail.setdefault(key, []).append((source, value))
@@ -380,9 +381,9 @@ def _find(kind: str, name: Any, source: str, errors: list[str]) -> Entry | None:
         return None
 
 
-def _drop(trail: Trail, kind: str, entry: Entry) -> None:
+def _drop(trail: Trail, kind: str, entry: Entry, previous: Entry) -> None:
     """Forget what was set for the previous choice of a kind; what no entry at all has stays, to be reported."""
-    known = {name for e in _registry(kind).entries() for name in e.parameters()}
+    known = {name for e in (*_registry(kind).entries(), previous) for name in e.parameters()}
     shared = entry.parameters() if kind != "env" else {}
     for key in [k for k in trail if k.startswith(f"{kind}.")]:
         name = key.removeprefix(f"{kind}.")

@@ -180,8 +180,9 @@ def test_every_error_is_told_at_once_with_what_would_do():
         "unknown preset 'demoo': did you mean demo? (ssmrl list presets)",
         "no file 'none.yaml': a preset is a name (ssmrl list presets) or an existing YAML file",
         "unknown preset 'popgym/RepeatPreviousHard': did you mean env=popgym/RepeatPreviousHard?",
-        "unknown preset 'sweeps/lr': known: demo, popgym/hard (ssmrl list presets)",
-        "'configs/sweeps/lr.yaml' is a sweep, not a preset: wandb sweep configs/sweeps/lr.yaml",
+        "'sweeps/lr' is a sweep: ssmrl sweep lr",
+        "'configs/sweeps/lr.yaml' is a sweep, not a preset: ssmrl sweep configs/sweeps/lr.yaml "
+        "(or wandb sweep configs/sweeps/lr.yaml)",
         "unknown env 'popgym/RepeatPrevEasy': did you mean popgym/RepeatPreviousEasy or popgym/RepeatPrevious or "
         "popgym/RepeatPreviousHard? (ssmrl list envs popgym)",
         f"unknown key 'agent.learning_rat': {rate}",
