@@ -1,4 +1,4 @@
-"""Trained policies: loading them from a run directory and measuring them over whole episodes."""
+"""Trained policies: loading, exporting and measuring them over whole episodes."""
 
 import json
 import time
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssmrl import checkpoint
+from ssmrl import checkpoint, portable
 from ssmrl.agents import make_agent
-from ssmrl.config import Config, resolve
+from ssmrl.config import Config, resolve, to_flat
 from ssmrl.envs import make as make_env
 from ssmrl.policy import Policy, PolicyCarry
 from ssmrl.registry import UserError
 from ssmrl.rollout import reset_batch, step_batch
+from ssmrl.vector import MAX_STEPS, episode_statistics
 
 SCORE = "return_mean"  # what "best" means, in manifests and in final.json
 _MAX_ENVS = 256
-_MAX_STEPS = 100_000  # per episode, for environments without an end
 
 
 def run_episodes(
@@ -47,7 +47,7 @@ def run_episodes(
 
     def running(loop: tuple) -> jax.Array:
         _, _, finished, _, _, t = loop
-        return (finished < per_env).any() & (t < per_env * _MAX_STEPS)
+        return (finished < per_env).any() & (t < per_env * MAX_STEPS)
 
     def step(loop: tuple) -> tuple:
         carry, batch, finished, results, key, t = loop
@@ -71,24 +71,20 @@ _run_episodes = jax.jit(run_episodes, static_argnames=("env", "episodes", "greed
 def evaluate(
     policy: Policy, env: Any, episodes: int = 256, seed: int = 0, *, env_params: Any = None, greedy: bool = False
 ) -> dict[str, float]:
-    """Measure ``policy`` in ``env`` (an environment or its id).
+    """Measure ``policy`` in ``env``: an environment, its id, or a ``gymnasium.vector.VectorEnv``.
 
     Returns a flat dict: ``return_mean``, ``return_std`` and ``return_se`` over episodes, ``length_mean``, ``episodes``.
+    ``env_params`` are for the first kind. Raises ``UserError`` if the environment's spaces are not the policy's.
     """
+    if not isinstance(env, str) and not hasattr(env, "reset_env"):
+        return policy.run(env, episodes, seed=seed, greedy=greedy)
     if isinstance(env, str):
         env, env_params = make_env(env)
     env_params = env.default_params if env_params is None else env_params
     check_spaces(policy, env, env_params)
     result = _run_episodes(policy, env, env_params, jax.random.key(seed), episodes=episodes, greedy=greedy)
     result = jax.tree.map(np.asarray, result)
-    returns = result["returns"][np.isfinite(result["returns"])]
-    return {
-        "return_mean": float(returns.mean()) if returns.size else float("nan"),
-        "return_std": float(returns.std()) if returns.size else float("nan"),
-        "return_se": float(returns.std() / np.sqrt(returns.size)) if returns.size else float("nan"),
-        "length_mean": float(np.nanmean(result["lengths"])) if returns.size else float("nan"),
-        "episodes": int(returns.size),
-    }
+    return episode_statistics(result["returns"], result["lengths"])
 
 
 def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
@@ -102,17 +98,48 @@ def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
             raise UserError(f"the policy was trained with {name} in {own}, but {env.name} has {there}")
 
 
-def load(run_dir: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:
-    """Load a trained policy, normaliser and input features included.
+def load(path: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:
+    """Load a trained policy, normaliser and input features included, from a run directory or an exported folder.
 
     ``step`` is ``"best"``, ``"latest"`` or a saved number of environment steps. Raises ``UserError`` if the run,
-    the checkpoint or the seed is missing, or if the checkpoint is damaged.
+    the checkpoint or the seed is missing, or if what is there is damaged.
     """
-    config = read_config(run_dir)
-    agent, state, _ = _restore(Path(run_dir), config, step)
-    if not 0 <= seed_index < config.seeds:
-        raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
-    return agent.policy(jax.tree.map(lambda x: x[seed_index], state))
+    if portable.is_exported(path):
+        if (step, seed_index) != ("best", 0):
+            raise UserError(
+                f"{path} is an exported policy: step and seed_index choose in a run directory; leave them out"
+            )
+        return portable.read(path)[0]
+    return _load(path, step, seed_index)[0]
+
+
+def export(run_dir: str | Path, folder: str | Path, step: str | int = "best", seed_index: int = 0) -> dict[str, Any]:
+    """Write a trained policy to one new folder that :func:`load` reads anywhere, without the environment's package.
+
+    ``step`` and ``seed_index`` as in :func:`load`. Returns flat facts about what was written. Raises ``UserError`` as
+    :func:`load` does, and if the folder has something in it or cannot be written.
+    """
+    portable.check_free(Path(folder))
+    folder = Path(folder).resolve()  # "." is replaced, and would be lost
+    policy, config, path = _load(run_dir, step, seed_index)
+    manifest = checkpoint.read_manifest(path)
+    source = {
+        "run": Path(run_dir).resolve().name,
+        "env": config.env,
+        "seed_index": seed_index,
+        "env_steps": manifest["env_steps"],
+        SCORE: manifest[SCORE],
+    }
+    portable.write(policy, to_flat(config), source, folder)
+    network, leaves = policy.network, jax.tree.leaves(policy.params)
+    return {
+        "policy": str(folder),
+        **source,
+        "observation_space": str(network.observation_space),
+        "action_space": str(network.action_space),
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+    }
 
 
 def evaluate_run(
@@ -145,6 +172,23 @@ def evaluate_run(
     return result
 
 
+def evaluate_exported(
+    folder: str | Path, *, episodes: int = 256, env: str | None = None, greedy: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """Measure an exported policy, in the environment of its run unless ``env`` is given."""
+    policy, facts = portable.read(folder)
+    start = time.perf_counter()
+    config = resolve([], {k: v for k, v in facts["config"].items() if k.split(".")[0] == "env"})
+    target, params = make_env(env) if env else make_env(config.env, **config.env_parameters)
+    result: dict[str, Any] = evaluate(policy, target, episodes, seed, env_params=params, greedy=greedy)
+    return result | {
+        "env_steps": facts["source"]["env_steps"],
+        "greedy": int(greedy),
+        "seed": seed,
+        "wall_s": time.perf_counter() - start,
+    }
+
+
 def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
     """Aggregate the per-seed results of :func:`evaluate`: means over seeds, and the deviation *between* seeds."""
     means = [s["return_mean"] for s in scores]
@@ -164,7 +208,9 @@ def read_config(run_dir: str | Path) -> Config:
     """The resolved configuration of a run. Raises ``UserError`` if ``run_dir`` is not a run."""
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run_dir} is not a run directory: it has no config.yaml (ssmrl list runs)")
+        raise UserError(
+            f"{run_dir} is no run directory: it has no config.yaml; nor is it an exported policy (ssmrl list runs)"
+        )
     return resolve([str(path)], {})
 
 
@@ -183,6 +229,15 @@ def find_checkpoint(run_dir: Path, step: str | int) -> Path:
             return path
     saved = ", ".join(str(int(p.name)) for p in paths)
     raise UserError(f"{run_dir} has no checkpoint '{step}': use best, latest or one of {saved}")
+
+
+def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy, Config, Path]:
+    """One seed's policy, the configuration of its run, and the checkpoint that it is from."""
+    config = read_config(run_dir)
+    if not 0 <= seed_index < config.seeds:
+        raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
+    agent, state, path = _restore(Path(run_dir), config, step)
+    return agent.policy(jax.tree.map(lambda x: x[seed_index], state)), config, path
 
 
 def _restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:

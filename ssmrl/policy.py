@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ssmrl import spaces
+from ssmrl import spaces, vector
 from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.nn.base import Carry
 from ssmrl.nn.distributions import Distribution
@@ -90,6 +90,16 @@ class Policy(struct.PyTreeNode):
         memory, dist, _ = self.step(carry, obs, reset, reward)
         action = dist.to_env(dist.mode() if greedy or key is None else dist.sample(key))
         return action, PolicyCarry(memory, action)
+
+    def run(self, venv: Any, episodes: int = 256, *, seed: int = 0, greedy: bool = False) -> dict[str, float]:
+        """Run at least ``episodes`` whole episodes in a ``gymnasium.vector.VectorEnv``, of any auto-reset mode.
+
+        Each sub-environment runs the same number of episodes, so that short ones do not count more often; one without
+        an end within 100,000 steps does not count. Returns a flat dict: ``return_mean``, ``return_std`` and
+        ``return_se`` over episodes, ``length_mean``, ``episodes``. Raises ``UserError`` if ``venv`` does not say how it
+        starts new episodes, or has other spaces than the policy.
+        """
+        return vector.run(self, venv, episodes, seed=seed, greedy=greedy)
 
     def step(
         self, carry: PolicyCarry, obs: Any, reset: jax.Array, reward: jax.Array

@@ -6,6 +6,7 @@ environment may be a static argument of ``jax.jit`` without recompiling for an e
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -202,3 +203,80 @@ def zeros(space: Space, batch_shape: tuple[int, ...] = ()) -> Any:
 def is_image(space: Space) -> bool:
     """Whether elements are ``[height, width, channels]`` arrays, to be read by a CNN."""
     return isinstance(space, Box) and len(space.shape) == 3
+
+
+def to_json(space: Space) -> dict[str, Any]:
+    """Describe a space by lists, numbers and text, for :func:`from_json`, which takes infinities as text too."""
+    match space:
+        case Tuple(parts):
+            return {"kind": "Tuple", "spaces": [to_json(s) for s in parts]}
+        case Dict(items):
+            return {"kind": "Dict", "spaces": {name: to_json(s) for name, s in items}}
+        case Box():
+            shape = list(space.shape)
+            return {"kind": "Box", "low": space.low, "high": space.high, "shape": shape, "dtype": str(space.dtype)}
+        case MultiDiscrete(nvec):
+            return {"kind": "MultiDiscrete", "nvec": list(nvec)}
+        case Discrete(n):
+            return {"kind": "Discrete", "n": n}
+
+
+def from_json(facts: Mapping[str, Any]) -> Space:
+    """Make the space that :func:`to_json` described. Raises ``ValueError`` for a description of none."""
+    try:
+        match facts["kind"]:
+            case "Tuple":
+                return Tuple(tuple(from_json(s) for s in facts["spaces"]))
+            case "Dict":
+                return Dict({name: from_json(s) for name, s in facts["spaces"].items()})
+            case "Box":
+                low, high = (np.asarray(facts[name], np.float64) for name in ("low", "high"))
+                return Box(low, high, facts["shape"], np.dtype(facts["dtype"]))
+            case "MultiDiscrete":
+                return MultiDiscrete(facts["nvec"])
+            case "Discrete":
+                return Discrete(int(facts["n"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no space is described by {facts!r}: {error}") from error
+    raise ValueError(f"unknown kind of space {facts['kind']!r}: use Discrete, MultiDiscrete, Box, Tuple or Dict")
+
+
+def to_gymnasium(space: Space) -> Any:
+    """The gymnasium space with the same elements; its integers are int64, as is usual there."""
+    from gymnasium import spaces
+
+    match space:
+        case Tuple(parts):
+            return spaces.Tuple([to_gymnasium(s) for s in parts])
+        case Dict(items):
+            return spaces.Dict({name: to_gymnasium(s) for name, s in items})
+        case Box():
+            low, high = (bound.astype(space.dtype) for bound in space.bounds())
+            return spaces.Box(low, high, space.shape, space.dtype)
+        case MultiDiscrete(nvec):
+            return spaces.MultiDiscrete(list(nvec))
+        case Discrete(n):
+            return spaces.Discrete(n)
+
+
+def from_gymnasium(space: Any) -> Space:
+    """The space of ours that corresponds to a gymnasium space; integers are counted from 0, wherever it starts.
+
+    Raises ``TypeError`` for a space that has no counterpart.
+    """
+    from gymnasium import spaces
+
+    match space:
+        case spaces.Discrete():
+            return Discrete(int(space.n))
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return MultiDiscrete(tuple(space.nvec))
+        case spaces.MultiBinary() if len(space.shape) == 1:
+            return MultiDiscrete((2,) * space.shape[0])
+        case spaces.Box():
+            return Box(space.low, space.high, space.shape, space.dtype)
+        case spaces.Tuple():
+            return Tuple(tuple(from_gymnasium(s) for s in space.spaces))
+        case spaces.Dict():
+            return Dict({name: from_gymnasium(s) for name, s in space.spaces.items()})
+    raise TypeError(f"no counterpart of {space}: use vectors of Discrete or binary numbers, Box, Tuple or Dict")

@@ -1,5 +1,8 @@
 """Spaces: equality by value, membership, samples, and their encoding as vectors."""
 
+import json
+
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +140,32 @@ def test_images_are_told_apart():
     assert spaces.is_image(Box(0, 1, (8, 8, 3)))
     assert not spaces.is_image(Box(0, 1, (8, 8)))
     assert not spaces.is_image(NESTED)
+
+
+@pytest.mark.parametrize("space", EVERY, ids=lambda s: type(s).__name__)
+def test_spaces_survive_json_and_gymnasium(space):
+    assert spaces.from_json(json.loads(json.dumps(spaces.to_json(space)))) == space
+    there = spaces.to_gymnasium(space)
+    assert jax.tree.map(lambda x: x.shape, there.sample()) == jax.tree.map(lambda x: x.shape, spaces.zeros(space))
+    back = spaces.from_gymnasium(there)
+    assert str(spaces.to_gymnasium(back)) == str(there)
+    assert spaces.flat_size(back) == spaces.flat_size(space)
+
+
+def test_descriptions_of_no_space():
+    with pytest.raises(ValueError, match=r"no space is described by \{'n': 3\}"):
+        spaces.from_json({"n": 3})
+    with pytest.raises(ValueError, match="unknown kind of space 'Text': use Discrete"):
+        spaces.from_json({"kind": "Text"})
+    assert spaces.from_json(
+        {"kind": "Box", "low": "-inf", "high": [1, "inf"], "shape": [2], "dtype": "float32"}
+    ) == Box(-np.inf, (1, np.inf), (2,))
+
+
+def test_from_gymnasium():
+    assert spaces.from_gymnasium(gymnasium.spaces.Discrete(3, start=5)) == Discrete(3)
+    assert spaces.from_gymnasium(gymnasium.spaces.MultiBinary(3)) == MultiDiscrete((2, 2, 2))
+    assert spaces.from_gymnasium(gymnasium.spaces.Box(-1, 1, (2, 3))) == Box([-1] * 6, [1] * 6, (2, 3))
+    for space in (gymnasium.spaces.Text(4), gymnasium.spaces.MultiDiscrete([[2, 3]])):
+        with pytest.raises(TypeError, match=r"no counterpart of .*: use vectors of Discrete"):
+            spaces.from_gymnasium(space)
