@@ -26,7 +26,9 @@ test-slow: .venv/installed-dev  ## the learning claims of the README, hours
 bench: .venv/installed
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/envs.py
+	$(BIN)/python benchmarks/acting.py
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

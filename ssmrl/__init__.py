@@ -19,29 +19,39 @@ if TYPE_CHECKING:
     from ssmrl.config import resolve as resolve
     from ssmrl.envs import make as make_env  # noqa: F401
     from ssmrl.evaluation import evaluate as evaluate
+    from ssmrl.evaluation import export as export
     from ssmrl.evaluation import load as load
+    from ssmrl.gymnasium import to_gymnasium as to_gymnasium
+    from ssmrl.gymnasium import to_gymnasium_single as to_gymnasium_single
     from ssmrl.nn import make_model as make_model
+    from ssmrl.playing import play as play
     from ssmrl.policy import Policy as Policy
     from ssmrl.scan import linear_recurrence as linear_recurrence
     from ssmrl.training import Run as Run
     from ssmrl.training import make_train as make_train
     from ssmrl.training import resume as resume
     from ssmrl.training import train as train
+    from ssmrl.training import train_population as train_population
 
 _PUBLIC = {
     "Config": "config:Config",
     "Policy": "policy:Policy",
     "Run": "training:Run",
     "evaluate": "evaluation:evaluate",
+    "export": "evaluation:export",
     "linear_recurrence": "scan:linear_recurrence",
     "load": "evaluation:load",
     "make_agent": "agents:make_agent",
     "make_env": "envs:make",
     "make_model": "nn:make_model",
     "make_train": "training:make_train",
+    "play": "playing:play",
     "resolve": "config:resolve",
     "resume": "training:resume",
+    "to_gymnasium": "gymnasium:to_gymnasium",
+    "to_gymnasium_single": "gymnasium:to_gymnasium_single",
     "train": "training:train",
+    "train_population": "training:train_population",
 }
 __all__ = list(_PUBLIC)
 

@@ -138,7 +138,47 @@ def _finish(run: Any, arguments: Arguments) -> int:
     return _EXIT_CODES[run.status]
 
 
+def _sweep(arguments: Arguments) -> int:
+    from ssmrl.sweep import search, spec
+
+    if len(arguments.words) != 1:
+        raise ConfigError(arguments.errors)
+    sweep, options = spec.read_sweep(arguments.words[0], arguments.settings, arguments.errors), arguments.options
+    count = search.trial_count(sweep, options["count"])
+    trials = search.known_trials(sweep, count, options["seed"])
+    config = spec.check(sweep, [trial.parameters for trial in trials], search.cannot_search(sweep, count))
+    prepare_jax(config.platform, config.cache.dir)
+    from ssmrl import tracking
+    from ssmrl.sweep import report, runner
+
+    tracking.check_sinks(config)
+    batch = max(1, options["population"] // config.seeds)
+    for note in () if options["quiet"] else sweep.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options["dry_run"]:
+        text, facts = report.plan(sweep, trials, count, batch, options["seed"])
+        print(json.dumps(facts) if options["json"] else text)
+        return 0
+    quiet = options["quiet"] or options["json"]
+    done = runner.run_sweep(
+        sweep,
+        count,
+        seed=options["seed"],
+        root=Path(options["root"]),
+        population=options["population"],
+        batch=batch,
+        quiet=quiet,
+        command=shlex.join(["ssmrl", *arguments.argv]),
+    )
+    text = json.dumps(report.facts(done)) if options["json"] else report.summary(done)
+    if options["json"] or not quiet:
+        print(text)
+    return int(done.status == "done" and not done.succeeded) or _EXIT_CODES[done.status]
+
+
 def _eval(arguments: Arguments) -> int:
+    if (Path(arguments.words[0]) / "policy.json").is_file():
+        return _eval_exported(arguments)
     run_dir, saved = _run(arguments.words[0])
     chosen = {k: arguments.options[k] for k in ("step", "episodes", "env", "greedy", "seed")}
     if chosen["env"] is not None:
@@ -150,14 +190,94 @@ def _eval(arguments: Arguments) -> int:
     return 0
 
 
+def _eval_exported(arguments: Arguments) -> int:
+    chosen = {k: arguments.options[k] for k in ("episodes", "env", "greedy", "seed")}
+    if arguments.options["step"] != "best":
+        raise UserError(f"--step={arguments.options['step']}: {arguments.words[0]} is an exported policy; leave it out")
+    if chosen["env"] is not None:
+        chosen["env"] = registry.envs.find(chosen["env"]).name
+    prepare_jax()
+    from ssmrl.evaluation import evaluate_exported
+
+    _print_facts(evaluate_exported(arguments.words[0], **chosen), arguments)
+    return 0
+
+
+def _export(arguments: Arguments) -> int:
+    run_dir, saved = _run(arguments.words[0])
+    prepare_jax(cache_dir=saved.cache.dir)
+    from ssmrl.evaluation import export
+
+    chosen = {k: arguments.options[k] for k in ("step", "seed_index")}
+    _print_facts(export(run_dir, arguments.words[1], **chosen), arguments)
+    return 0
+
+
+def _play(arguments: Arguments) -> int:
+    run_dir, saved = _run(arguments.words[0])
+    chosen = {k: v for k, v in arguments.options.items() if k not in {f.name for f in COMMON}}
+    errors = _output_errors(chosen["output"]) if chosen["output"] else []
+    if chosen["text"] and chosen["output"] and Path(chosen["output"]).suffix != ".txt":
+        errors.append(f"--text, --output={chosen['output']}: a table or a picture; leave one out")
+    if chosen["seed_index"] >= saved.seeds:
+        errors.append(f"--seed-index={chosen['seed_index']}: {run_dir} has {saved.seeds} seed(s), counted from 0")
+    if chosen["env"] is not None:
+        try:
+            chosen["env"] = registry.envs.find(chosen["env"]).name
+        except registry.UnknownNameError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError(errors)
+    prepare_jax("cpu", saved.cache.dir)
+    from ssmrl.playing import play
+
+    facts = play(run_dir, **chosen)
+    if not arguments.options["json"]:
+        table = facts.pop("table", None)
+        if facts["output"] is None:
+            print(table)
+            del facts["output"]
+    _print_facts(facts, arguments)
+    return 0
+
+
+def _output_errors(output: str) -> list[str]:
+    path, suffixes = Path(output), (".gif", ".png", ".txt", ".html")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if path.suffix not in suffixes:
+        return [f"--output={output}: the suffix says what is written, one of {', '.join(suffixes)}"]
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        return [f"--output={output}: cannot be written; name a file in a folder of yours"]
+    return []
+
+
 def _plot(arguments: Arguments) -> int:
     run_dirs = [_run(word)[0] for word in arguments.words]
+    chosen = {k: arguments.options[k] for k in ("metric", "statistic", "x")}
+    output = _picture(arguments)
     from ssmrl.plotting import plot_runs
 
-    output = arguments.options["output"]
-    path = plot_runs(run_dirs, Path(output) if output else None)
+    path = plot_runs(run_dirs, output, **chosen)
     print(json.dumps({"plot": str(path)}) if arguments.options["json"] else path)
     return 0
+
+
+def _compare(arguments: Arguments) -> int:
+    run_dirs = [_run(word)[0] for word in arguments.words]
+    output = _picture(arguments)
+    from ssmrl.comparison import compare_runs, render
+    from ssmrl.tracking import jsonable
+
+    facts = compare_runs(run_dirs, output)
+    print(json.dumps(jsonable(facts)) if arguments.options["json"] else render(facts))
+    return 0
+
+
+def _picture(arguments: Arguments) -> Path | None:
+    output = arguments.options["output"]
+    if output is not None and Path(output).suffix != ".png":
+        raise UserError(f"--output={output}: pictures are PNG; write --output={Path(output).with_suffix('.png')}")
+    return Path(output) if output else None
 
 
 def _config(arguments: Arguments) -> int:
@@ -201,6 +321,7 @@ def _list(arguments: Arguments) -> int:
     choices = {"envs": registry.envs, "models": registry.models, "agents": registry.agents}
     facts: Any
     if what in choices:
+        prepare_jax("cpu")
         text, facts = listing.entries(choices[what], pattern)
     elif what == "presets":
         text, facts = listing.presets(pattern)
@@ -266,10 +387,25 @@ _COMMANDS = {
     "resume": Command(
         _resume, "go on with a run where its last checkpoint is, bit for bit", "RUN", 1, 1, settings=True
     ),
+    "sweep": Command(
+        _sweep,
+        "run a wandb sweep file here, without an account; the same command continues it",
+        "FILE",
+        1,
+        1,
+        (
+            Field("count", int | None, None, "trials at most (random and bayes need a number)", {"ge": 1}),
+            Field("population", int, 16, "trials x seeds trained at once in one program (1: one by one)", {"ge": 1}),
+            Field("seed", int, 0, "random seed of the search", {"ge": 0}),
+            Field("root", str, "runs", "folder that the sweep's folder is made in"),
+            Field("dry_run", bool, False, "check everything and show the trials, without training"),
+        ),
+        settings=True,
+    ),
     "eval": Command(
         _eval,
         "measure a trained policy over whole episodes",
-        "RUN",
+        "RUN|POLICY",
         1,
         1,
         (
@@ -280,13 +416,56 @@ _COMMANDS = {
             Field("seed", int, 0, "random seed", {"ge": 0}),
         ),
     ),
+    "export": Command(
+        _export,
+        "write a trained policy to one portable folder",
+        "RUN FOLDER",
+        2,
+        2,
+        (
+            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
+            Field("seed_index", int, 0, "which seed of the run", {"ge": 0}),
+        ),
+    ),
+    "play": Command(
+        _play,
+        "watch a trained policy: a film of whole episodes, or a table of their steps",
+        "RUN",
+        1,
+        1,
+        (
+            Field("output", str | None, None, "file to write: .gif, .png, .txt or .html (default: in the run's media)"),
+            Field("text", bool, False, "print every step as a line of a table"),
+            Field("episodes", int, 2, "whole episodes to show", {"ge": 1}),
+            Field("max_steps", int, 500, "cut episodes off after so many steps", {"ge": 1}),
+            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
+            Field("seed_index", int, 0, "which seed of the run", {"ge": 0}),
+            Field("env", str | None, None, "another environment"),
+            Field("greedy", bool, False, "take the most likely action instead of sampling"),
+            Field("seed", int, 0, "random seed", {"ge": 0}),
+            Field("fps", float | None, None, "frames per second (default: the film lasts about 20 s)", {"gt": 0.0}),
+        ),
+    ),
     "plot": Command(
         _plot,
-        "draw learning curves of one or several runs",
+        "draw learning curves of one or several runs; those that differ in their seeds alone are one curve",
         "RUN ...",
         1,
         None,
-        (Field("output", str | None, None, "file to write (default: in the first run's folder)"),),
+        (
+            Field("output", str | None, None, "PNG to write (default: in the first run's folder)"),
+            Field("metric", str, "return_mean", "which logged metric"),
+            Field("statistic", Literal["mean", "iqm"], "mean", "mean or interquartile mean over seeds"),
+            Field("x", Literal["env_steps", "wall_s"], "env_steps", "against environment steps or seconds of training"),
+        ),
+    ),
+    "compare": Command(
+        _compare,
+        "table and picture of what runs have reached, and of the settings in which they differ",
+        "RUN ...",
+        1,
+        None,
+        (Field("output", str | None, None, "PNG to write (default: in the first run's folder)"),),
     ),
     "list": Command(
         _list,

@@ -9,10 +9,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from ssmrl import registry
 from ssmrl.tracking import wandb_mode
 
-_REQUIRED = ("jax", "jaxlib", "flax", "optax", "gymnax", "gymnasium", "brax", "orbax-checkpoint", "pydantic", "wandb")
-_OPTIONAL = ("tensorboardX", "playground", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
+_REQUIRED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "gymnax",
+    "gymnasium",
+    "brax",
+    "orbax-checkpoint",
+    "pydantic",
+    "pillow",
+    "wandb",
+)
+_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
+_OPTIONAL = {  # what each is for, and how to install it
+    "tensorboardX": ("TensorBoard files (tensorboard=true)", "ssmrl[tensorboard]"),
+    "optuna": ("Bayesian sweeps (method: bayes)", "ssmrl[sweep]"),
+    "stable-baselines3": ("other people's agents in our environments", "stable-baselines3"),
+}
+_SUITES = {  # the environments that a package brings, where there is an adapter for it
+    "playground": ("dmc", "ssmrl[dmc]"),
+    "xminigrid": ("xminigrid", "ssmrl[xminigrid]"),
+    "craftax": ("craftax", "ssmrl[craftax]"),
+    "navix": ("navix", "navix>=4"),
+    "jumanji": ("jumanji", "ssmrl[jumanji]"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +67,16 @@ def _packages() -> Iterator[Finding]:
     for package in ("ssmrl", *_REQUIRED):
         found = installed(package)
         yield Finding("ok" if found else "broken", package, found or f"not installed: pip install {package}")
-    for package in _OPTIONAL:
+    for package in _PLUGINS:
         if found := installed(package):
             yield Finding("ok", package, found)
+    families = {entry.name.split("/")[0] for entry in registry.envs.entries()}
+    suites = {p: (f"environments {family}/", s) for p, (family, s) in _SUITES.items() if family in families}
+    for package, (use, source) in {**_OPTIONAL, **suites}.items():
+        if found := installed(package):
+            yield Finding("ok", package, f"{found}, for {use}")
+        else:
+            yield Finding("note", package, f"not installed; for {use}: pip install '{source}'")
 
 
 def _combinations() -> Iterator[Finding]:

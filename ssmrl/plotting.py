@@ -84,8 +84,8 @@ def plot_comparison(experiments: Sequence[Experiment], output: Path, table: Sequ
         )
         axes.plot([value for value, _, _ in values], rows, "o", color=colour, markersize=4, label=name)
         if rest:
-            everything = np.concatenate([e.final for e in experiments])
-            levels = np.linspace(everything.min(), everything.max(), 201)
+            scores = np.concatenate([e.final[np.isfinite(e.final)] for e in experiments])
+            levels = np.linspace(scores.min(initial=0), scores.max(initial=0), 201)
             fraction, low, high = profile([e.final for e in chosen], levels)
             rest[0].plot(levels, fraction, color=colour, label=name)
             rest[0].fill_between(levels, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -50,7 +50,7 @@ class Experiment:
     @property
     def best(self) -> np.ndarray:
         """``[S]`` the highest point of each seed's curve (the MMER of Morad et al. 2023)."""
-        return np.nanmax(self.curve.values, axis=0)
+        return np.fmax.reduce(self.curve.values, axis=0)
 
     @property
     def area(self) -> np.ndarray:
@@ -58,7 +58,7 @@ class Experiment:
         steps, values = self.curve.env_steps, self.curve.values
         known = np.isfinite(values).all(axis=1)
         if known.sum() < 2:
-            return values[known].mean(axis=0)
+            return values[known][0] if known.any() else np.full(values.shape[1], np.nan)
         return np.trapezoid(values[known], steps[known], axis=0) / np.ptp(steps[known])
 
 
@@ -178,9 +178,9 @@ def interval(
     """Percentile bootstrap interval of a statistic, the seeds of each task resampled apart.
 
     ``samples`` has one array ``[..., S]`` per task, ``of(*samples, axis=)`` reduces them. Returns low and high
-    ``[...]``, NaN if any task has fewer than two seeds. Deterministic.
+    ``[...]``, NaN if any task has fewer than two seeds or an unknown score. Deterministic.
     """
-    if min(s.shape[-1] for s in samples) < 2:
+    if min(s.shape[-1] for s in samples) < 2 or not all(s.size and np.isfinite(s).all() for s in samples):
         nothing = np.full(samples[0].shape[:-1], np.nan)
         return nothing, nothing
     from scipy.stats import bootstrap

@@ -109,7 +109,7 @@ def test_the_three_ways_in_which_a_wandb_agent_passes_arguments(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "errors"),
     [
-        (["nonsense"], ["unknown command 'nonsense': it is one of train, resume, eval, plot, list, config, doctor"]),
+        (["nonsense"], ["unknown command 'nonsense': it is one of train, resume, sweep, eval, export, play, "]),
         (["train", "--dry-runn", "seed=3"], ["unknown option 'dry-runn': did you mean --dry-run (check everything"]),
         (["train", "-x"], ["unknown option '-x' (ssmrl train --help)"]),
         (["train", "--seeds"], ["--seeds has no value: write --seeds=VALUE"]),
@@ -120,8 +120,8 @@ def test_the_three_ways_in_which_a_wandb_agent_passes_arguments(argv, capsys):
             ["train", "env=popgym/RepeatPreviousEasy", "env.k=60"],
             ["env.k=60, env.num_decks=1: the deck must have a card"],
         ),
-        (["eval"], ["ssmrl eval needs RUN: 0 given"]),
-        (["eval", "a", "b"], ["ssmrl eval takes RUN only: 'b' is too much"]),
+        (["eval"], ["ssmrl eval needs RUN|POLICY: 0 given"]),
+        (["eval", "a", "b"], ["ssmrl eval takes RUN|POLICY only: 'b' is too much"]),
         (
             ["eval", "a", "--step=worst", "--episodes", "0", "--foo=3"],
             [
@@ -132,12 +132,13 @@ def test_the_three_ways_in_which_a_wandb_agent_passes_arguments(argv, capsys):
         ),
         (["eval", "gone"], ["'gone' is no run: it has no config.yaml (ssmrl list runs)"]),
         (["plot"], ["ssmrl plot needs RUN ...: 0 given"]),
+        (["compare", "--output=x.jpg", "nowhere"], ["'nowhere' is no run: it has no config.yaml"]),
         (["resume"], ["ssmrl resume needs RUN: 0 given"]),
         (["resume", "gone", "a=1"], ["'gone' is no run"]),
         (["doctor", "x"], ["ssmrl doctor takes no names: 'x' is too much"]),
         (["list"], ["ssmrl list needs envs|models|agents|presets|runs [PATTERN]"]),
         (["list", "evns"], ["ssmrl list 'evns': did you mean envs?"]),
-        (["list", "envs", "popgymm"], ["unknown env 'popgymm': known: brax, bsuite, gymnax, popgym"]),
+        (["list", "envs", "popgymm"], ["unknown env 'popgymm': known: brax, bsuite, "]),
         (["config", "--explain", "agent.gama"], ["unknown key 'agent.gama': did you mean agent.gamma (discount;"]),
     ],
 )
@@ -181,7 +182,7 @@ def training(monkeypatch):
         resume=lambda path, overrides, **options: calls.append((path, overrides, options)) or result(fake.status),
         dry_run=lambda config: {"parameters": 569, "minibatch": (4, 2), "scale": 1 / 3},
         evaluate_run=lambda path, **options: calls.append((path, options)) or {"return_mean": 0.25},
-        plot_runs=lambda paths, output: calls.append((paths, output)) or Path("plot.png"),
+        plot_runs=lambda paths, output, **options: calls.append((paths, output, options)) or Path("plot.png"),
     )
     for name in ("training", "evaluation", "plotting"):
         monkeypatch.setitem(sys.modules, f"ssmrl.{name}", fake)
@@ -223,11 +224,16 @@ def test_eval_and_plot_pass_their_options_on(training, capsys):
     argv = ["--episodes", "3", "--step=640", "--env", "POPGYM/repeatfirsteasy", "--greedy", "seed=4"]
     assert typed(capsys, "eval", "runs/one", *argv)[0] == 0
     typed(capsys, "eval", "runs/one")
-    assert typed(capsys, "plot", "one", "runs/two", "--output", "x.png") == (0, "plot.png\n", [])
+    argv = ["--output", "x.png", "--statistic=iqm", "--x", "wall_s", "--metric=loss"]
+    assert typed(capsys, "plot", "one", "runs/two", *argv) == (0, "plot.png\n", [])
     assert training.calls == [
         (Path("runs/one"), {"step": 640, "episodes": 3, "env": "popgym/RepeatFirstEasy", "greedy": True, "seed": 4}),
         (Path("runs/one"), {"step": "best", "episodes": 256, "env": None, "greedy": False, "seed": 0}),
-        ([Path("runs/one"), Path("runs/two")], Path("x.png")),
+        (
+            [Path("runs/one"), Path("runs/two")],
+            Path("x.png"),
+            {"metric": "loss", "statistic": "iqm", "x": "wall_s"},
+        ),
     ]
 
 

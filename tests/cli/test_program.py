@@ -411,8 +411,17 @@ def test_plot_compares_runs(short, reference, tmp_path, capsys):
     code, out, _ = typed(capsys, "plot", str(short.dir), str(reference.dir), f"--output={tmp_path / 'both.png'}")
     assert (code, out.strip()) == (0, str(tmp_path / "both.png"))
     rows = (tmp_path / "both.csv").read_text().splitlines()
-    assert rows[0] == "run,env_steps,seed,return_mean"
-    assert len(rows) == 1 + 3 + UPDATES
+    assert rows[0].startswith("experiment,env,env_steps,wall_s,mean,low,high,seed_0")
+    assert {row.split(",")[0] for row in rows[1:]} == {
+        f"total_steps={r.config.total_steps}" for r in (short, reference)
+    }
+    assert typed(capsys, "compare", str(short.dir), f"--output={tmp_path / 'x.jpg'}")[0] == 2
+    code, out, _ = typed(capsys, "compare", str(short.dir), str(reference.dir), "--json")
+    facts = json.loads(out)
+    assert (code, facts["overall"]) == (0, [])
+    assert [r["final"] for r in facts["experiments"]] == pytest.approx(
+        [r.summary["return_mean"] for r in (short, reference)]
+    )
 
 
 def test_gymnax_overwritten_by_its_old_fork_is_told(monkeypatch, capsys):

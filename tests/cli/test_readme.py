@@ -1,4 +1,4 @@
-"""What the README tells users to type works as it stands there; no block and no line is passed over."""
+"""What the README and docs tell users to type works as it stands there; no block and no line is passed over."""
 
 import os
 import re
@@ -10,31 +10,45 @@ from pathlib import Path
 
 import pytest
 
-from ssmrl import evaluation, plotting, registry, training
+from ssmrl import comparison, evaluation, playing, plotting, registry, training
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {p: p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line.strip()]
+BASH = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line.strip()]
+LINES = [*dict.fromkeys(BASH)]
+YAML = [code for language, code in BLOCKS if language == "yaml"]
 SESSIONS = [code for language, code in BLOCKS if language == "text" and code.startswith("$ ")]
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Two runs to talk about, and commands that take hours replaced by what they would be asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "environ", os.environ.copy())  # what commands set for jax ends with the test
     monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Two runs and a policy to talk about, and commands that take long replaced by what they would be asked."""
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "policy.json").touch()
     for name in ("RUN", "OTHER"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").write_text(to_yaml(resolve(["demo"])))
     run = types.SimpleNamespace(dir=Path("runs/RUN"), status="done", summary={})
     monkeypatch.setattr(training, "resume", lambda *_, **__: run)
     monkeypatch.setattr(evaluation, "evaluate_run", lambda *_, **__: {"return_mean": 0.0})
-    monkeypatch.setattr(plotting, "plot_runs", lambda run_dirs, output: run_dirs[0])
+    monkeypatch.setattr(evaluation, "export", lambda *_, **__: {"parameters": 1})
+    monkeypatch.setattr(evaluation, "evaluate_exported", lambda *_, **__: {"return_mean": 0.0})
+    monkeypatch.setattr(plotting, "plot_runs", lambda run_dirs, output, **_: run_dirs[0])
+    monkeypatch.setattr(comparison, "compare_runs", lambda *_: {})
+    monkeypatch.setattr(comparison, "render", lambda facts: "")
+    monkeypatch.setattr(playing, "play", lambda run_dir, **options: {"output": None, "table": "t"})
 
 
 def test_there_is_something_to_test():
@@ -44,6 +58,7 @@ def test_there_is_something_to_test():
     assert len([line for line in LINES if line.startswith("ssmrl train")]) >= 3
 
 
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("line", LINES)
 def test_command(line, capsys):
     words = shlex.split(line, comments=True)
@@ -59,10 +74,18 @@ def test_command(line, capsys):
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert re.fullmatch(r"\.(\[\w+\])?|ssmrl(\[\w+\])?", what)
             assert set(re.findall(r"\[(\w+)\]", what)) <= extras.keys()
+        case ["wandb", "sweep", path]:
+            assert (ROOT / path).is_file()
         case ["git", "clone", _] | ["cd", _] | ["wandb", *_]:
             pass
         case _:
             pytest.fail(f"this test does not know what to do with: {line}")
+
+
+@pytest.mark.parametrize("text", YAML, ids=lambda text: text.splitlines()[0])
+def test_sweep_file(text, capsys):
+    Path("sweep.yaml").write_text(text)
+    assert main(["sweep", "sweep.yaml", "--dry-run"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=lambda s: s.splitlines()[0])
@@ -88,10 +111,20 @@ def test_python(code, monkeypatch):
 
 
 def test_what_is_named_exists():
-    named = re.findall(r"`((?:ssmrl|tests|benchmarks)/[\w/.-]*)`", TEXT)
+    named = re.findall(r"`((?:ssmrl|tests|benchmarks|docs)/[\w/.-]*)`", TEXT)
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
     listed = re.findall(r"^\| `(ssmrl/[\w.]+/?)`, (.*?) \|", TEXT, re.MULTILINE)
     for first, others in listed:
         for other in re.findall(r"`(\w+\.py)`", others):
             assert (ROOT / first).with_name(other).exists(), other
+
+
+def test_links_lead_somewhere():
+    for page, text in PAGES.items():
+        links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]*))?\)", text)
+        for path, anchor in links:
+            target = page.parent / path
+            assert target.exists(), f"{page.name}: {path}"
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in [h.lower().replace(" ", "-") for h in heads], f"{page.name}: {path}#{anchor}"

@@ -89,6 +89,13 @@ def test_settings_share_a_curve_and_environments_have_panels(tmp_path):
     assert wide > 1.5 * high
 
 
+def test_runs_in_which_no_episode_ended_are_drawn_empty(tmp_path):
+    lines = [{"env_steps": i, "steps_per_s": 1, "return_mean": [None, None]} for i in (1, 2)]
+    path = plot_runs([write_run(tmp_path / "endless", lines)])
+    assert size_of(path)
+    assert len(path.with_suffix(".csv").read_text().splitlines()) == 1
+
+
 def test_what_is_no_run_or_has_no_curve_yet(tmp_path):
     with pytest.raises(UserError, match=r"is not a run directory: it has no metrics\.jsonl"):
         plot_runs([tmp_path])

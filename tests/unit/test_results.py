@@ -47,6 +47,13 @@ def test_area_is_the_mean_height_where_all_seeds_have_scores(tmp_path):
     assert e.best == 4
 
 
+def test_nothing_is_known_of_runs_in_which_no_episode_ended(tmp_path):
+    run = write_run(tmp_path / "a", [[None, None], [None, None]])
+    (e,) = read_experiments([run])
+    assert np.isnan([e.final, e.best, e.area]).all()
+    assert "nan" in render(compare_runs([run]))
+
+
 def test_the_same_run_twice_is_one_and_its_copy_an_error(tmp_path):
     a, copy = (write_run(tmp_path / name, [[1.0]]) for name in ("a", "copy"))
     assert len(read_experiments([a, a])) == 1

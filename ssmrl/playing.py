@@ -1,0 +1,169 @@
+"""Watching a trained policy: whole episodes as a film, as brax's page, or as a table."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmrl import evaluation, film
+from ssmrl.envs import Wrapper
+from ssmrl.envs import make as make_env
+from ssmrl.film import Episode
+from ssmrl.policy import Policy, PolicyCarry
+from ssmrl.registry import UserError
+from ssmrl.rollout import reset_batch
+
+_CHUNK = 64  # steps per compiled call
+
+
+def play(
+    run_dir: str | Path,
+    output: str | Path | None = None,
+    *,
+    episodes: int = 2,
+    seed_index: int = 0,
+    seed: int = 0,
+    step: str | int = "best",
+    env: str | None = None,
+    greedy: bool = False,
+    fps: float | None = None,
+    max_steps: int = 500,
+    text: bool = False,
+) -> dict[str, Any]:
+    """Let the policy of a run act for whole ``episodes``, and write what happened to ``output``.
+
+    The suffix says what is written: ``.gif`` a film, ``.png`` some of its frames, ``.txt`` a table, ``.html`` brax's
+    three-dimensional page. By default it is the best of them that the environment has, in the run's ``media`` folder;
+    with ``text`` it is the table, and no file. Episodes are cut off after ``max_steps``. Returns ``output``,
+    ``returns``, ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError`` for what the
+    environment cannot show, and for a missing run, checkpoint or seed.
+    """
+    run_dir, config = Path(run_dir), evaluation.read_config(run_dir)
+    path = evaluation.find_checkpoint(run_dir, step)
+    target, params = make_env(env) if env else make_env(config.env, **config.env_parameters)
+    suffixes = _suffixes(target, params)
+    kind = ".txt" if text and output is None else Path(output).suffix if output else suffixes[0]
+    if kind not in suffixes:
+        raise UserError(f"output={output}: {target.name} can be shown as {', '.join(suffixes)}")
+    policy = evaluation.load(run_dir, step, seed_index)
+    evaluation.check_spaces(policy, target, params)
+    played = [
+        run_episode(policy, target, params, key, greedy=greedy, max_steps=max_steps)
+        for key in jax.random.split(jax.random.key(seed), episodes)
+    ]
+    name = (
+        f"{int(path.name)}_seed_{seed_index}{'_' + env.replace('/', '_') if env else ''}{'_greedy' if greedy else ''}"
+    )
+    written = Path(output) if output else None if text else run_dir / "media" / f"{name}{kind}"
+    facts: dict[str, Any] = {
+        "output": str(written) if written else None,
+        "checkpoint": int(path.name),
+        "returns": [round(float(e.returns[-1]), 6) for e in played],
+        "lengths": [e.length for e in played],
+        "endings": [e.ending for e in played],
+    }
+    if kind == ".txt":
+        facts["table"] = table(played, getattr(target, "action_names", ()))
+    if written:
+        try:
+            written.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={written}: cannot be written ({error.strerror})") from error
+        _write(written, target, params, played, fps, env or config.env, facts.get("table", ""))
+    return facts
+
+
+def run_episode(
+    policy: Policy, env: Any, env_params: Any, key: jax.Array, *, greedy: bool = False, max_steps: int = 500
+) -> Episode:
+    """Let ``policy`` act in one environment from its start to its end, and keep everything; ``key`` is consumed.
+
+    Unlike ``rollout.step_batch`` this starts no new episode, so that the last state is the one in which it ended.
+    """
+    key, key_reset = jax.random.split(key)
+    batch = reset_batch(env, env_params, 1, key_reset)
+    loop = (policy.initial_carry(1), batch.env_state, batch.obs, batch.reset, batch.reward)
+    parts: list[Any] = []
+    while True:
+        key, key_chunk = jax.random.split(key)
+        loop, rows = _steps(policy, env, env_params, loop, key_chunk, greedy)
+        parts.append(jax.device_get(jax.tree.map(lambda x: x[:, 0], rows)))
+        ended = np.flatnonzero(np.concatenate([p["terminated"] | p["truncated"] for p in parts]))
+        if ended.size or len(parts) * _CHUNK >= max_steps:
+            break
+    length = min(int(ended[0]) + 1 if ended.size else max_steps, max_steps)
+    steps = [jax.tree.map(lambda x, i=i: x[i], part) for part in parts for i in range(_CHUNK)][:length]
+    last = steps[-1]
+    return Episode(
+        states=[s["state"] for s in steps] + [last["next_state"]],
+        obs=[s["obs"] for s in steps],
+        actions=[s["action"] for s in steps],
+        rewards=np.array([s["reward"] for s in steps], float),
+        values=np.array([s["value"] for s in steps], float),
+        ending="terminated" if last["terminated"] else "truncated" if last["truncated"] else "still running",
+    )
+
+
+@partial(jax.jit, static_argnames=("env", "greedy"))
+def _steps(
+    policy: Policy, env: Any, env_params: Any, loop: tuple, key: jax.Array, greedy: bool
+) -> tuple[tuple, dict[str, Any]]:
+    """Take 64 steps in a batch of one environment; those after an end are for nothing, the caller drops them."""
+
+    def step(loop: tuple, key: jax.Array) -> tuple[tuple, dict[str, Any]]:
+        carry, state, obs, reset, reward = loop
+        key_act, key_env = jax.random.split(key)
+        memory, dist, value = policy.step(carry, obs, reset, reward)
+        action = dist.to_env(dist.mode() if greedy else dist.sample(key_act))
+        next_obs, next_state, earned, terminated, _ = jax.vmap(env.step_env, in_axes=(0, 0, 0, None))(
+            key_env[None], state, action, env_params
+        )
+        truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(next_state, env_params)
+        earned = earned.astype(jnp.float32)
+        row = {"state": state, "obs": obs, "action": action, "reward": earned, "value": value}
+        row |= {"next_state": next_state, "terminated": terminated, "truncated": truncated}
+        return (PolicyCarry(memory, action), next_state, next_obs, jnp.zeros_like(reset), earned), row
+
+    return jax.lax.scan(step, loop, jax.random.split(key, _CHUNK))
+
+
+def table(episodes: list[Episode], names: tuple[str, ...] = ()) -> str:
+    """Write every step of the episodes as a line of text; ``names`` are those of discrete actions."""
+    rows = [("t", "reset", "observation", "action", "reward", "value", "return")]
+    for e in episodes:
+        for t, (obs, action) in enumerate(zip(e.obs, e.actions, strict=True)):
+            numbers = (f"{e.rewards[t]:+.3f}", f"{e.values[t]:.3f}", f"{e.returns[t + 1]:.3f}")
+            rows.append((str(t), "" if t else "RESET", film.words(obs), film.words(action, names), *numbers))
+        rows.append(("", "", f"{e.ending} after {e.length} steps", "", "", "", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _suffixes(env: Any, params: Any) -> list[str]:
+    """What an environment can be shown as, the best first."""
+    found = [".html"] if hasattr(_inner(env), "to_html") else []
+    try:
+        env.render(jax.device_get(env.reset(jax.random.key(0), params)[1]), params)
+        found += [".gif", ".png"]
+    except NotImplementedError:
+        pass
+    return [*found, ".txt"]
+
+
+def _inner(env: Any) -> Any:
+    return env.env if isinstance(env, Wrapper) else env
+
+
+def _write(path: Path, env: Any, params: Any, episodes: list[Episode], fps: float | None, name: str, text: str) -> None:
+    match path.suffix:
+        case ".html":
+            path.write_text(_inner(env).to_html([s for e in episodes for s in e.states]), encoding="utf-8")
+        case ".gif":
+            film.write_gif(path, film.frames(env, params, name, episodes), fps)
+        case ".png":
+            film.write_strip(path, film.frames(env, params, name, episodes))
+        case _:
+            path.write_text(text + "\n", encoding="utf-8")
