@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def create_run_dir(config: Config, command: str = "") -> Path:
 
     Raises ``UserError`` if it exists with something in it, or cannot be written.
     """
-    name = config.run.name or f"{config.env.split('/')[-1]}_{config.model}"
+    name = config.run.name or f"{re.split('[/:]', config.env)[-1]}_{config.model}"
     path = Path(config.run.root) / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{name}_{secrets.token_hex(2)}"
     try:
         if config.run.dir is not None:

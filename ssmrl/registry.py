@@ -10,6 +10,7 @@ A class that users may name is registered by a decorator, and each of its hyper-
 Validation, ``--help``, ``ssmrl list`` and the YAML keys are derived from that line. The built-in classes are
 catalogued by reading their *source* (``ast``, not ``import``), so that the command line can reject a typo
 before it pays for importing jax. Hence the arguments of ``hp`` and ``register`` are literals, and so is ``requires``.
+Classes and functions of users that are not registered go by ``module:Name``, where a kind has an ``importer``.
 """
 
 import ast
@@ -18,10 +19,13 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from ssmrl import sources
 from ssmrl.fields import (
     ConfigError,
     Field,
@@ -37,7 +41,6 @@ from ssmrl.fields import (
 __all__ = ["ConfigError", "Entry", "Field", "Registry", "UnknownNameError", "UserError", "check", "hp", "suggest"]
 
 T = TypeVar("T", bound=type)
-_TYPES = {t.__name__: t for t in (int, float, bool, str, tuple)} | {"Literal": Literal, "None": None}
 
 
 class UnknownNameError(UserError, KeyError):
@@ -62,6 +65,7 @@ class Entry:
     requires: dict[str, str] = dataclasses.field(default_factory=dict)  # expression over the fields -> reason
     family: str = ""  # the registered name, without variant
     alias: str = ""  # the other name that this entry goes by, without variant
+    imported: bool = False  # from a user's module:Name, of which only the source was looked at
 
     def parameters(self) -> dict[str, Field]:
         """Everything that users may set, with the defaults that hold under this name."""
@@ -82,11 +86,13 @@ class Registry:
     """All classes of one kind, by case-insensitive name.
 
     ``kind`` is the word that error messages use; ``package`` is where the built-in classes live. ``wrapper``
-    (``file:Class``) is a class that wraps each entry's instance; its fields are parameters of every entry.
+    (``file:Class``) is a class that wraps each entry's instance; its fields are parameters of every entry. ``importer``
+    (``module:function`` in the package) makes the instance of a ``module:Name``, from that and keyword arguments.
     """
 
-    def __init__(self, kind: str, package: str, variable: str, wrapper: str | None = None):
+    def __init__(self, kind: str, package: str, variable: str, wrapper: str | None = None, importer: str | None = None):
         self.kind, self.package, self.variable, self.wrapper = kind, package, variable, wrapper
+        self.importer = importer
         self._user: dict[str, Entry] = {}
         self._user_classes: dict[tuple[str, str], type] = {}
 
@@ -131,8 +137,8 @@ class Registry:
         if self.wrapper is None:
             return {}, {}
         file, cls = self.wrapper.split(":")
-        classes = _classes((self._root / file).read_text(encoding="utf-8"))
-        return _read_class(classes[cls], classes)
+        classes = sources.classes((self._root / file).read_text(encoding="utf-8"))
+        return sources.read_class(classes[cls], classes)
 
     def _complete(self, entry: Entry) -> Entry:
         shared, requires = self._wrapper
@@ -159,10 +165,12 @@ class Registry:
         return [*self._builtin.values(), *self._user.values()]
 
     def find(self, name: str) -> Entry:
-        """Look a name up (case-insensitive, without importing its module).
+        """Look a name up (case-insensitive but for ``module:Name``), without importing its module.
 
         Raises :class:`UnknownNameError` with suggestions.
         """
+        if self.importer and ":" in name:
+            return self._find_import(name)
         table = {e.name.lower(): e for e in self.entries()}
         entry = table.get(name.lower())
         if entry is not None and entry.suffix is None:
@@ -185,12 +193,36 @@ class Registry:
         family = f" {name.split('/')[0]}" if "/" in name else ""
         raise UnknownNameError(f"unknown {self.kind} '{name}': {hint} (ssmrl list {self.kind}s{family})")
 
-    def load(self, entry: Entry) -> type:
-        """Import and return the class of an entry."""
+    def _find_import(self, name: str) -> Entry:
+        """The entry of ``module:Name``, which is looked for in the current folder too, as by ``python -m``."""
+        module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise UnknownNameError(f"unknown {self.kind} '{name}': write package.module:Name, or a name without colon")
+        if not {"", os.getcwd()} & {*sys.path}:
+            sys.path.insert(0, os.getcwd())
+        try:
+            found = sources.find(module, attribute)
+            entry = Entry(name, module, attribute, found.doc, found.fields, {}, requires=found.requires, family=name)
+            entry = self._complete(entry)
+        except LookupError as error:
+            problem, part, known = error.args
+            close = suggest(part, known)
+            hint = f"did you mean '{close[0]}'?" if close else f"{self.kind}s of yours go by package.module:Name"
+            raise UnknownNameError(f"unknown {self.kind} '{name}': {problem}; {hint}") from error
+        except (ValueError, NameError) as error:
+            raise UnknownNameError(f"{self.kind} '{name}': {error}") from error
+        shared = {k: f for k, f in entry.shared.items() if k not in found.fields}  # its own, say max_steps, stand
+        return dataclasses.replace(entry, shared=shared, imported=True)
+
+    def load(self, entry: Entry) -> Callable[..., Any]:
+        """Import and return the class of an entry, or what makes instances of it."""
+        if entry.imported:
+            file, function = str(self.importer).split(":")
+            return functools.partial(getattr(importlib.import_module(f"{self.package}.{file}"), function), entry.name)
         user = self._user_classes.get((entry.module, entry.cls))
         return user if user is not None else getattr(importlib.import_module(entry.module), entry.cls)
 
-    def create(self, name: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def create(self, name: str, /, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Construct the class that ``name`` stands for; keyword arguments override what the name fixes.
 
         Returns the instance and the values of the shared parameters, for the caller to wrap it with. Raises
@@ -209,6 +241,8 @@ class Registry:
         if errors:
             raise ConfigError(f"{self.kind} '{entry.name}': {e}" for e in errors)
         shared = {k: values.pop(k) for k in entry.shared}
+        if entry.imported:  # its defaults are its own business
+            values = {k: v for k, v in values.items() if v != entry.fields[k].default}
         fixed = {k: v for k, v in entry.kwargs.items() if k not in parameters}  # fields that users cannot set
         try:
             return self.load(entry)(**fixed, **values), shared
@@ -235,23 +269,19 @@ def _expand(
             yield dataclasses.replace(root, name=name + variant, kwargs={**base.kwargs, **fixed})
 
 
-def _classes(source: str) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-
-
 def _read_source(path: Path, module: str, variable: str) -> Iterable[Entry]:
     """Yield the entries that the decorators in a source file would register."""
     source = path.read_text(encoding="utf-8")
     if f"@{variable}.register(" not in source:
         return
-    classes = _classes(source)
+    classes = sources.classes(source)
     for node in classes.values():
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{variable}.register":
                 try:
                     options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
                     name, doc = ast.literal_eval(call.args[0]), (ast.get_docstring(node) or "").split("\n")[0]
-                    fields, requires = _read_class(node, classes)
+                    fields, requires = sources.read_class(node, classes)
                 except (ValueError, NameError) as error:
                     raise ValueError(
                         f"{path}:{node.lineno}: register, hp and requires take literals: {error}"
@@ -260,32 +290,6 @@ def _read_source(path: Path, module: str, variable: str) -> Iterable[Entry]:
                 yield from _expand(base, options.get("variants"), options.get("field"), options.get("aliases", ()))
 
 
-def _read_class(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> tuple[dict[str, Field], dict[str, str]]:
-    """The fields and requirements that a class declares or inherits from bases in the same file."""
-    fields: dict[str, Field] = {}
-    requires: dict[str, str] = {}
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            inherited = _read_class(classes[base.id], classes)
-            fields |= inherited[0]
-            requires |= inherited[1]
-    for item in node.body:
-        match item:
-            case ast.AnnAssign(
-                target=ast.Name(id=name), annotation=annotation, value=ast.Call(func=ast.Name(id="hp")) as call
-            ):
-                default, doc = (ast.literal_eval(arg) for arg in call.args)
-                bounds = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg != "static"}
-                type_ = eval(ast.unparse(annotation), {"__builtins__": {}}, dict(_TYPES))
-                fields[name] = Field(name, type_, default, doc, bounds)
-            case (
-                ast.Assign(targets=[ast.Name(id="requires")], value=value)
-                | ast.AnnAssign(target=ast.Name(id="requires"), value=ast.expr() as value)
-            ):
-                requires |= ast.literal_eval(value)
-    return fields, requires
-
-
-envs = Registry("env", "ssmrl.envs", "envs", wrapper="wrappers.py:Wrapper")
+envs = Registry("env", "ssmrl.envs", "envs", wrapper="wrappers.py:Wrapper", importer="imported:make")
 models = Registry("model", "ssmrl.nn", "models", wrapper="stack.py:Stack")
 agents = Registry("agent", "ssmrl.agents", "agents")

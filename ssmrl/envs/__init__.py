@@ -13,7 +13,7 @@ from ssmrl.registry import envs as _registry
 register = _registry.register
 
 
-def make(id: str, **parameters: Any) -> tuple[Environment, Any]:
+def make(id: str, /, **parameters: Any) -> tuple[Environment, Any]:
     """Build an environment: ``env, params = make("popgym/RepeatPrevious", num_decks=2, k=10)``.
 
     Ids are case-insensitive. ``parameters`` are the family's own (``ssmrl list envs ID`` shows them) and those of
