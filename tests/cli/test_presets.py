@@ -17,7 +17,7 @@ from ssmrl.config import PRESETS, resolve, to_flat
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
 NAMES = sorted(p.relative_to(PRESETS).with_suffix("").as_posix() for p in PRESETS.rglob("*.yaml"))
 NAMES = [name for name in NAMES if not name.startswith("sweeps/")]
-FAMILIES = ["demo", "popgym/position_only_cart_pole", "gymnax/pendulum", "bsuite/memory_len"]
+FAMILIES = ["gymnax/pendulum", "bsuite/memory_len"]  # popgym goes through the whole program elsewhere
 SMALL = {
     "agent.num_envs": 4,
     "agent.num_steps": 6,

@@ -63,8 +63,8 @@ def test_there_is_something_to_test():
 def test_command(line, capsys):
     words = shlex.split(line, comments=True)
     match words:
-        case ["ssmrl", "train", *rest]:
-            assert main(["train", *rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0, capsys.readouterr().err
+        case ["ssmrl", "train" | "sweep" as command, *rest]:
+            assert main([command, *rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0, capsys.readouterr().err
         case ["ssmrl", *rest]:
             assert main(rest) == 0, capsys.readouterr().err
         case ["make", *targets]:

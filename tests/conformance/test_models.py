@@ -46,7 +46,10 @@ MODELS = [
 AROUND = [(name, {"norm": "pre", "glu": "full", "skip": "gru", "activation": "gelu"}) for name in NAMES if name != "s5"]
 
 
-@pytest.mark.parametrize(("name", "options"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*MODELS[: len(NAMES)], ("s5", VARIANTS[5]), ("s5", VARIANTS[6]), ("transformer", {"window": 3})],
+)
 def test_contract(name, options):
     check_sequence_model(make_model(name, d_model=D, **options))
 

@@ -163,9 +163,10 @@ class Cue(Environment):
         return self.observe(state), state, reward, terminated, {}
 
 
-def remember(model, present, updates=150):
+def remember(model, present, updates=150, learning_rate=1e-2):
     """Train on cues without telling where an episode starts: only the reset can. Returns agent, state and score."""
-    agent = make_agent(Cue(), model, num_envs=32, num_steps=20, gamma=0.9, entropy_coef=0.01, inputs=("obs",))
+    options = {"num_envs": 32, "num_steps": 20, "gamma": 0.9, "entropy_coef": 0.01, "inputs": ("obs",)}
+    agent = make_agent(Cue(), model, learning_rate=learning_rate, **options)
 
     @jax.jit
     def run(present):
@@ -177,7 +178,8 @@ def remember(model, present, updates=150):
 
 @pytest.mark.parametrize("model", ["s5", "gru"])
 def test_memory_recalls_a_cue(model):
-    assert remember(model, 1.0)[2] > 0.9
+    # at a rate at which all of 12 seeds solve it: at 1e-2 one in ten collapses
+    assert remember(model, 1.0, updates=200, learning_rate=3e-3)[2] > 0.9
 
 
 def test_without_memory_a_cue_is_a_guess():
