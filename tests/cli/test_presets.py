@@ -62,7 +62,11 @@ def _smaller(name, **settings):
     return resolve([name], {k: v for k, v in {**SMALL, **settings}.items() if k in known})
 
 
-@pytest.mark.parametrize("name", NAMES)
+# These differ from brax/halfcheetah-P in their environment alone, which has tests of its own.
+SLOW = {"brax/ant-P", "brax/hopper-P", "brax/walker2d-P"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
 def test_two_updates(name):
     init, update = ssmrl.make_train(_smaller(name))
     key, quick = jax.random.key(0), {"xla_backend_optimization_level": "0"}

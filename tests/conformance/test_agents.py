@@ -160,8 +160,15 @@ def network_of(model, inputs=INPUTS[-1], noise=Noise(), shared=True):
     return ActorCritic(*space, memory, inputs, (), (8,), "tanh", shared)
 
 
-@pytest.mark.parametrize("inputs", INPUTS, ids="+".join)
-@pytest.mark.parametrize("model", MODELS)
+# Every combination for the reference models; what a model makes of its inputs does not depend on which they are.
+PAIRS = [
+    (model, inputs)
+    for model in MODELS
+    for inputs in (INPUTS if model in ("s5", "gru", "lstm", "none") else (INPUTS[0], INPUTS[-1]))
+]
+
+
+@pytest.mark.parametrize(("model", "inputs"), PAIRS, ids=[f"{m}-{'+'.join(i)}" for m, i in PAIRS])
 def test_the_parallel_pass_repeats_the_rollout(model, inputs):
     errors = jax.jit(lambda key: ratio_errors(network_of(model, inputs), Noise(), key))(jax.random.key(1))
     assert (errors < 1e-5).all(), errors

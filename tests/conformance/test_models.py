@@ -271,7 +271,7 @@ def problem(model, seed=0):
     return params, jax.tree.map(normal, fresh), x, reset, normal
 
 
-@pytest.mark.parametrize(("name", "options"), [*MODELS, *AROUND, *((name, {}) for name in NAMES)])
+@pytest.mark.parametrize(("name", "options"), [*MODELS, *AROUND])
 def test_formula(name, options):
     """Values, and the derivative in a random direction of everything that a model depends on."""
     memory = REFERENCES.get(name)
