@@ -37,6 +37,9 @@ OTHERS = [
     ("mingru", {"scan": "associative", "glu": "none", "activation": "none"}),
     ("transformer", {"window": 3, "num_heads": 2}),  # several blocks of queries, the last one not full
     ("transformer", {"window": 1, "norm": "gtrxl", "skip": "gru"}),
+    ("deltanet", {"scan": "chunked", "num_heads": 2, "head_dim": 5, "conv": 2}),
+    ("deltanet", {"gate": False, "negative_eigenvalues": True, "conv": 1, "num_heads": 3, "head_dim": 3}),
+    ("mamba2", {"scan": "chunked", "num_heads": 2, "head_dim": 3, "d_state": 5, "conv": 1}),
 ]
 MODELS = [
     *((name, {"num_layers": 2}) for name in NAMES),
@@ -48,7 +51,12 @@ AROUND = [(name, {"norm": "pre", "glu": "full", "skip": "gru", "activation": "ge
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*MODELS[: len(NAMES)], ("s5", VARIANTS[5]), ("s5", VARIANTS[6]), ("transformer", {"window": 3})],
+    [
+        *MODELS[: len(NAMES)],
+        *(("s5", VARIANTS[i]) for i in (5, 6)),
+        ("transformer", {"window": 3}),
+        ("deltanet", {"scan": "chunked", "num_heads": 1, "head_dim": 4, "conv": 1}),
+    ],
 )
 def test_contract(name, options):
     check_sequence_model(make_model(name, d_model=D, **options))
@@ -151,6 +159,63 @@ def transformer(layer, p, carry, x, reset):
     return (np.stack(keys, 1), np.stack(values, 1), np.stack(seen, 1).astype(float)), np.stack(y)
 
 
+def silu(x):
+    return x * sigmoid(x)
+
+
+def short_convolution(kernel, buffer, x, reset):
+    """Each feature's last few values, weighted; ``buffer`` ``[B, W - 1, F]`` holds those before ``x``."""
+    last, y = np.moveaxis(buffer, 1, 0), []
+    for u, r in zip(x, reset, strict=True):
+        last = np.concatenate([np.where(r[:, None], 0, last), u[None]])
+        y.append((last * kernel[::-1, None]).sum(0))
+        last = last[1:]
+    return np.moveaxis(last, 0, 1), np.stack(y)
+
+
+def deltanet(layer, p, carry, x, reset):
+    """Yang et al. 2025, section 3.1; strengths up to 2: Grazzi et al. 2025; step by step and head by head."""
+    (S, *buffer), qkv = carry, x @ p["qkv"]["kernel"]
+    if buffer:
+        buffer[0], qkv = short_convolution(p["conv"], buffer[0], qkv, reset)
+    heads = (*x.shape[:2], 3, layer.num_heads, layer.head_dim)
+    q, k, v = np.moveaxis(silu(qkv).reshape(heads), 2, 0)
+    q, k = (z / np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6) for z in (q, k))
+    beta, alpha, g = sigmoid(x @ p["beta"]["kernel"]) * (1 + layer.negative_eigenvalues), np.ones_like(q[..., 0]), None
+    if layer.gate:
+        dt = np.log(1 + np.exp(x @ p["dt"]["kernel"] + p["dt_bias"]))
+        alpha, g = np.exp(-np.exp(p["A_log"]) * dt), silu(x @ p["gate"]["kernel"]).reshape(q.shape)
+    S, o = np.array(S).swapaxes(-1, -2), np.zeros_like(v)  # [B, H, values, keys]
+    for t, b, h in np.ndindex(*beta.shape):
+        forget = alpha[t, b, h] * (np.eye(layer.head_dim) - beta[t, b, h] * np.outer(k[t, b, h], k[t, b, h]))
+        write = beta[t, b, h] * np.outer(v[t, b, h], k[t, b, h])
+        S[b, h] = write if reset[t, b] else S[b, h] @ forget + write
+        o[t, b, h] = S[b, h] @ q[t, b, h]
+    o = p["norm"]["scale"] * o / np.sqrt((o**2).mean(-1, keepdims=True) + 1e-5)
+    y = (o if g is None else o * g).reshape(*x.shape[:2], -1) @ p["out"]["kernel"]
+    return (S.swapaxes(-1, -2), *buffer), y
+
+
+def mamba2(layer, p, carry, x, reset):
+    """Dao and Gu 2024, section 7, as a state-space model of its own per head and feature."""
+    (S, *buffer), inner = carry, layer.num_heads * layer.head_dim
+    z, xBC = np.split(x @ p["input"]["kernel"], [inner], -1)
+    if buffer:
+        buffer[0], xBC = short_convolution(p["conv"], buffer[0], xBC, reset)
+        xBC = xBC + p["conv_bias"]
+    u, B_, C = np.split(silu(xBC), [inner, inner + layer.d_state], -1)
+    u = u.reshape(*x.shape[:2], layer.num_heads, layer.head_dim)
+    dt = np.log(1 + np.exp(x @ p["dt"]["kernel"] + p["dt_bias"]))
+    S, y = np.array(S), p["D"][:, None] * u  # S: [B, H, states, features]
+    for t, b, h, e in np.ndindex(*u.shape):
+        old = 0 if reset[t, b] else np.exp(-np.exp(p["A_log"][h]) * dt[t, b, h]) * S[b, h, :, e]
+        S[b, h, :, e] = old + dt[t, b, h] * u[t, b, h, e] * B_[t, b]
+        y[t, b, h, e] += S[b, h, :, e] @ C[t, b]
+    y = y.reshape(z.shape) * silu(z)
+    y = p["norm"]["scale"] * y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+    return (S, *buffer), y @ p["out"]["kernel"]
+
+
 def gru(layer, p, h, x, reset):
     """Cho et al. 2014, with the reset gate after the recurrent product, as in cuDNN."""
     W_r, W_z, W_n = np.split(p["input"]["kernel"], 3, axis=1)
@@ -190,6 +255,8 @@ REFERENCES = {
     "lru": lru,
     "mingru": mingru,
     "transformer": transformer,
+    "deltanet": deltanet,
+    "mamba2": mamba2,
     "gru": gru,
     "lstm": lstm,
     "none": none,

@@ -1,11 +1,15 @@
 """What single sequence models promise beyond the contract and their formulas."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssmrl.nn import make_model
+from ssmrl.nn.linear_attention import linear_attention
+from ssmrl.nn.short_conv import short_convolution
 
 T, D = 12, 8
 
@@ -60,3 +64,62 @@ def test_attention_weights_sum_to_one_over_what_is_there():
     carry = keys, values + 1.0, seen.at[-2:].set(1.0)  # ... and two of the remembered ones are 1
     _, y = jax.jit(layer.apply)(variables, carry, 0 * x, reset)  # no key stands out
     np.testing.assert_allclose(y[:4, 0], [2 / 3, 2 / 4, 1 / 4, 0], atol=1e-6)
+
+
+def matrices(T, heads, width, seed=0):
+    """Queries, keys of unit length, values ``[T, 2, heads, width]``, decays, strengths up to 2, a state and resets."""
+    rng = np.random.default_rng(seed)
+    q, k, v = rng.normal(size=(3, T, 2, heads, width)).astype(np.float32)
+    log_decay = -rng.exponential(0.2, (T, 2, heads)).astype(np.float32)
+    beta = rng.uniform(0, 2, (T, 2, heads)).astype(np.float32)
+    state, reset = rng.normal(size=(2, heads, width, width)).astype(np.float32), rng.random((T, 2)) < 0.05
+    return (q, k / np.linalg.norm(k, axis=-1, keepdims=True), v, log_decay, beta, state), reset
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_chunks_and_steps_are_the_same_attention(delta):
+    inputs, reset = matrices(T=75, heads=2, width=4)  # two chunks and a part of one
+    weight = np.random.default_rng(1).normal(size=inputs[2].shape).astype(np.float32)
+
+    def run(method):
+        def loss(q, k, v, log_decay, beta, state):
+            state, y = linear_attention(q, k, v, log_decay, beta if delta else None, state, reset, method)
+            return jnp.sum(weight * y) + jnp.sum(state**2), (state, y)
+
+        return jax.jit(jax.value_and_grad(loss, tuple(range(6)), has_aux=True))(*inputs)
+
+    got, want = jax.device_get(run("chunked")), jax.device_get(run("sequential"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+    assert all(np.abs(g).max() > 0.1 for g in (want[1] if delta else want[1][:4]))
+
+
+@pytest.mark.parametrize("method", ["sequential", "chunked"])
+def test_the_delta_rule_replaces_and_plain_attention_adds(method):
+    (_, k, v, log_decay, beta, state), _ = matrices(T=3, heads=1, width=4)
+    k, log_decay, never = np.broadcast_to(k[:1], k.shape), 0 * log_decay, np.zeros((3, 2), bool)
+
+    def read(beta):  # under the key that all values are written to
+        run = jax.jit(partial(linear_attention, method=method))
+        return run(k, k, v, log_decay, beta, 0 * state, never)[1]
+
+    np.testing.assert_allclose(read(np.ones_like(beta)), v, atol=1e-5)
+    np.testing.assert_allclose(
+        read(np.full_like(beta, 2.0)), 2 * np.array([v[0], v[1] - v[0], v[2] - v[1] + v[0]]), atol=1e-5
+    )
+    np.testing.assert_allclose(read(None), v.cumsum(0), atol=1e-5)
+
+
+def test_deltanet_starts_by_forgetting_slowly():
+    variables, *_ = draw(make_model("deltanet", d_model=D, num_heads=3, dt_min=0.001, dt_max=0.1).layer)
+    steps = np.log1p(np.exp(variables["params"]["dt_bias"])) * np.exp(variables["params"]["A_log"])
+    np.testing.assert_allclose(steps, [0.001, 0.01, 0.1], rtol=1e-4)
+
+
+def test_short_convolution_weighs_the_last_values_of_a_sequence():
+    x, reset = jnp.arange(1.0, 7.0)[:, None], jnp.array([0, 0, 0, 1, 0, 0], bool)
+    buffer, y = short_convolution(jnp.array([[-2.0], [-1.0]]), x, reset, jnp.array([[1.0], [10.0], [100.0]]))
+    np.testing.assert_array_equal(y[:, 0], [1 - 10 - 200, 2 + 10 - 100, 3 + 20 + 100, 4, 5 + 40, 6 + 50 + 400])
+    np.testing.assert_array_equal(buffer, [[5], [6]])
+    buffer, _ = short_convolution(buffer, x[:1], jnp.array([True]), jnp.ones((3, 1)))
+    np.testing.assert_array_equal(buffer, [[0], [1]])
