@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmrl import evaluation, film
+from ssmrl import evaluation, film, portable
+from ssmrl.config import Config, resolve
 from ssmrl.envs import Wrapper
 from ssmrl.envs import make as make_env
 from ssmrl.film import Episode
@@ -20,7 +21,7 @@ _CHUNK = 64  # steps per compiled call
 
 
 def play(
-    run_dir: str | Path,
+    path: str | Path,
     output: str | Path | None = None,
     *,
     episodes: int = 2,
@@ -33,34 +34,31 @@ def play(
     max_steps: int = 500,
     text: bool = False,
 ) -> dict[str, Any]:
-    """Let the policy of a run act for whole ``episodes``, and write what happened to ``output``.
+    """Let the policy at ``path``, of a run or exported, act for whole ``episodes``; write what happened to ``output``.
 
     The suffix says what is written: ``.gif`` a film, ``.png`` some of its frames, ``.txt`` a table, ``.html`` brax's
-    three-dimensional page. By default it is the best of them that the environment has, in the run's ``media`` folder;
-    with ``text`` it is the table, and no file. Episodes are cut off after ``max_steps``. Returns ``output``,
-    ``returns``, ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError`` for what the
-    environment cannot show, and for a missing run, checkpoint or seed.
+    three-dimensional page. By default it is the best of them that the environment has, in the run's ``media`` folder,
+    or in the current folder under the name of an exported policy; with ``text`` it is the table, and no file. Episodes
+    are cut off after ``max_steps``. ``step`` and ``seed_index`` choose in a run. Returns ``output``, ``returns``,
+    ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError`` for what the environment cannot
+    show, and for a missing run, checkpoint or seed.
     """
-    run_dir, config = Path(run_dir), evaluation.read_config(run_dir)
-    path = evaluation.find_checkpoint(run_dir, step)
+    policy, config, env_steps, stem = _trained(Path(path), step, seed_index)
     target, params = make_env(env) if env else make_env(config.env, **config.env_parameters)
     suffixes = _suffixes(target, params)
     kind = ".txt" if text and output is None else Path(output).suffix if output else suffixes[0]
     if kind not in suffixes:
         raise UserError(f"output={output}: {target.name} can be shown as {', '.join(suffixes)}")
-    policy = evaluation.load(run_dir, step, seed_index)
     evaluation.check_spaces(policy, target, params)
     played = [
         run_episode(policy, target, params, key, greedy=greedy, max_steps=max_steps)
         for key in jax.random.split(jax.random.key(seed), episodes)
     ]
-    name = (
-        f"{int(path.name)}_seed_{seed_index}{'_' + env.replace('/', '_') if env else ''}{'_greedy' if greedy else ''}"
-    )
-    written = Path(output) if output else None if text else run_dir / "media" / f"{name}{kind}"
+    name = f"{stem.name}{'_' + env.replace('/', '_') if env else ''}{'_greedy' if greedy else ''}{kind}"
+    written = Path(output) if output else None if text else stem.with_name(name)
     facts: dict[str, Any] = {
         "output": str(written) if written else None,
-        "checkpoint": int(path.name),
+        "checkpoint": env_steps,
         "returns": [round(float(e.returns[-1]), 6) for e in played],
         "lengths": [e.length for e in played],
         "endings": [e.ending for e in played],
@@ -74,6 +72,17 @@ def play(
             raise UserError(f"output={written}: cannot be written ({error.strerror})") from error
         _write(written, target, params, played, fps, env or config.env, facts.get("table", ""))
     return facts
+
+
+def _trained(path: Path, step: str | int, seed_index: int) -> tuple[Policy, Config, int, Path]:
+    """A policy, the configuration of its environment, the steps that it learned from, and how its files are called."""
+    if not portable.is_exported(path):
+        config, saved = evaluation.read_config(path), int(evaluation.find_checkpoint(path, step).name)
+        return evaluation.load(path, step, seed_index), config, saved, path / "media" / f"{saved}_seed_{seed_index}"
+    policy, facts = evaluation.load(path, step, seed_index), portable.read_facts(path)
+    config = resolve([], {k: v for k, v in facts["config"].items() if k.split(".")[0] == "env"})
+    folder = path.resolve()  # which stays as it is
+    return policy, config, facts["source"]["env_steps"], folder if folder == Path.cwd() else Path(folder.name)
 
 
 def run_episode(

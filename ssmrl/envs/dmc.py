@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmrl.envs.base import Environment, EnvParams
-from ssmrl.envs.foreign import ForeignState, matching, require, strong
+from ssmrl.envs.base import EnvParams
+from ssmrl.envs.foreign import Foreign, ForeignState, require
 from ssmrl.registry import envs, hp
 from ssmrl.spaces import Box
 
@@ -57,7 +57,7 @@ from ssmrl.spaces import Box
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class DMC(Environment):
+class DMC(Foreign):
     """A task of the DeepMind Control Suite: observations ``[n]``, actions ``[m]``, rewards from 0 to 1.
 
     Raises ``UserError`` if playground is not installed.
@@ -65,13 +65,9 @@ class DMC(Environment):
 
     id: str = hp("CartpoleSwingup", "playground's own id")
 
-    def __post_init__(self) -> None:
-        _upstream(self.id)  # its errors belong here, not inside somebody's jit
-
     @property
-    def name(self) -> str:
-        """The id."""
-        return self.id
+    def _env(self) -> Any:
+        return _upstream(self.id)
 
     @property
     def default_params(self) -> EnvParams:
@@ -81,8 +77,8 @@ class DMC(Environment):
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, ForeignState]:
         """Draw a start state; ``key`` is consumed."""
         with _quiet():
-            start = _upstream(self.id).reset(key)
-        return start.obs.astype(jnp.float32), ForeignState(jnp.int32(0), strong(start), jnp.zeros((), bool))
+            start = self._env.reset(key)
+        return start.obs.astype(jnp.float32), ForeignState.start(start)
 
     def step_env(
         self, key: jax.Array, state: ForeignState, action: jax.Array, params: EnvParams
@@ -91,17 +87,19 @@ class DMC(Environment):
         # playground writes into these two in place
         before = state.inner.replace(info=dict(state.inner.info), metrics=dict(state.inner.metrics))
         with _quiet():
-            after = _upstream(self.id).step(before, action)
+            after = self._env.step(before, action)
         terminated = jnp.asarray(after.done, bool)
         reward = jnp.where(terminated, 0, after.reward).astype(jnp.float32)  # of a state that is not a number
-        inner = matching(after, state.inner)
-        return (
-            after.obs.astype(jnp.float32),
-            ForeignState(state.time + 1, inner, state.truncated),
-            reward,
-            terminated,
-            {},
-        )
+        return after.obs.astype(jnp.float32), state.after(after), reward, terminated, {}
+
+    def render(self, state: ForeignState, params: EnvParams) -> np.ndarray:
+        """Draw the robot as one of its own cameras sees it; see ``mujoco_pictures``."""
+        from ssmrl.envs.mujoco_pictures import draw
+
+        model, data = self._env.mj_model, state.inner.data
+        names = [model.cam(i).name for i in range(model.ncam)]
+        camera = next((names.index(name) for name in ("side", "fixed_top") if name in names), 0)
+        return draw(model, self.id, camera, qpos=data.qpos, mocap_pos=data.mocap_pos, mocap_quat=data.mocap_quat)
 
     def observation_space(self, params: EnvParams) -> Box:
         """Float32 ``[n]``, unbounded."""
@@ -109,7 +107,7 @@ class DMC(Environment):
 
     def action_space(self, params: EnvParams) -> Box:
         """Float32 ``[m]``, in the range of each actuator."""
-        low, high = _upstream(self.id).mj_model.actuator_ctrlrange.T
+        low, high = self._env.mj_model.actuator_ctrlrange.T
         return Box(low, high, low.shape)
 
 

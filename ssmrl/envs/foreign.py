@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 
 from ssmrl import spaces
-from ssmrl.envs.base import EnvState
+from ssmrl.envs.base import Environment, EnvState
 from ssmrl.envs.gymnax import from_gymnax_space
 from ssmrl.registry import UserError
 
@@ -24,12 +24,51 @@ class ForeignState(EnvState):
     inner: Any
     truncated: jax.Array
 
+    @classmethod
+    def start(cls, inner: Any) -> "ForeignState":
+        """The start of an episode."""
+        return cls(jnp.int32(0), strong(inner), jnp.zeros((), bool))
+
+    def after(self, inner: Any, truncated: jax.Array | None = None) -> "ForeignState":
+        """The state ``inner`` that a step led to."""
+        return ForeignState(
+            self.time + 1, matching(inner, self.inner), self.truncated if truncated is None else truncated
+        )
+
+
+class Foreign(Environment):
+    """An environment that another package, found and asked when ours is made, knows by ``id``."""
+
+    id: str
+
+    @property
+    def _env(self) -> Any:
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        _ = self._env  # its errors belong here, not inside somebody's jit
+
+    @property
+    def name(self) -> str:
+        """The id."""
+        return self.id
+
 
 def require(package: str, env: str, remedy: str) -> Any:
     """Import the package that an environment comes from. Raises ``UserError`` with the remedy if there is none."""
     if importlib.util.find_spec(package.split(".")[0]) is None:
         raise UserError(f"{env} needs the package {package.split('.')[0]}, which is not installed: {remedy}")
     return importlib.import_module(package)
+
+
+def fitted(picture: np.ndarray, side: int = 400) -> np.ndarray:
+    """Enlarge a picture ``[H, W, 3]`` by a whole number, or shrink it, so that its longer side is at most ``side``."""
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    scale = side // max(height, width) or side / max(height, width)
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize((round(width * scale), round(height * scale)), how))
 
 
 def strong(tree: Any) -> Any:

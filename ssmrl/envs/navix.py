@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ssmrl.envs.base import Environment, EnvParams
-from ssmrl.envs.foreign import ForeignState, matching, require, strong
+from ssmrl.envs.base import EnvParams
+from ssmrl.envs.foreign import Foreign, ForeignState, fitted, require
 from ssmrl.registry import envs, hp
 from ssmrl.spaces import Box, Discrete
 
@@ -110,7 +111,7 @@ _TAGS, _COLOURS, _STATES = 11, 6, 4  # of a cell: kind of thing, its colour, doo
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class Navix(Environment):
+class Navix(Foreign):
     """A grid world: ``[h, w, 21]``, one-hot tag (11), colour (6, none: zeros) and state (4) of each cell in view.
 
     Rewards are navix's own. Raises ``UserError`` if navix is not installed.
@@ -118,14 +119,6 @@ class Navix(Environment):
 
     id: str = hp("MemoryS7", "navix's own id, without Navix- and -v0")
     view: Literal["first_person", "full"] = hp("first_person", "the 7 x 7 cells before the agent, or the whole grid")
-
-    def __post_init__(self) -> None:
-        _upstream(self.id, self.view)  # its errors belong here, not inside somebody's jit
-
-    @property
-    def name(self) -> str:
-        """The id."""
-        return self.id
 
     @property
     def _env(self) -> Any:
@@ -140,7 +133,7 @@ class Navix(Environment):
         """Lay out a grid; ``key`` is consumed."""
         with jax.numpy_rank_promotion("allow"):
             start = self._env.reset(key)
-        return _one_hot(start.observation), ForeignState(jnp.int32(0), strong(start), jnp.zeros((), bool))
+        return _one_hot(start.observation), ForeignState.start(start)
 
     def step_env(
         self, key: jax.Array, state: ForeignState, action: jax.Array, params: EnvParams
@@ -148,8 +141,14 @@ class Navix(Environment):
         """See ``Environment``; ``key`` is not used, the grid has its own."""
         with jax.numpy_rank_promotion("allow"):
             step = self._env.step(state.inner, action)
-        after = ForeignState(state.time + 1, matching(step, state.inner), state.truncated)
-        return _one_hot(step.observation), after, step.reward.astype(jnp.float32), step.is_termination(), {}
+        return _one_hot(step.observation), state.after(step), step.reward.astype(jnp.float32), step.is_termination(), {}
+
+    def render(self, state: ForeignState, params: EnvParams) -> np.ndarray:
+        """Draw the whole grid."""
+        from navix.observations import rgb
+
+        with jax.numpy_rank_promotion("allow"):
+            return fitted(np.asarray(rgb(jax.tree.map(jnp.asarray, state.inner.state))))
 
     def observation_space(self, params: EnvParams) -> Box:
         """Float32 ``[h, w, 21]`` of zeros and ones."""

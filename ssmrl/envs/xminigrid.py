@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ssmrl.envs.base import Environment, EnvParams
-from ssmrl.envs.foreign import ForeignState, matching, require, strong
+from ssmrl.envs.base import EnvParams
+from ssmrl.envs.foreign import Foreign, ForeignState, fitted, require
 from ssmrl.registry import envs, hp
 from ssmrl.spaces import Box, Discrete
 
@@ -67,7 +68,7 @@ from ssmrl.spaces import Box, Discrete
     ),
 )
 @dataclasses.dataclass(frozen=True)
-class XMiniGrid(Environment):
+class XMiniGrid(Foreign):
     """A grid world seen from the agent: ``[v, v, 25]``, one-hot tile (13) and colour (12) of each cell in view.
 
     The XLand tasks have the one ruleset that their grids come with. Reaching the goal ends an episode and pays
@@ -79,13 +80,9 @@ class XMiniGrid(Environment):
 
     requires = {"view_size % 2 == 1 or view_size == 0": "the agent stands in the middle of its view"}  # noqa: RUF012
 
-    def __post_init__(self) -> None:
-        _upstream(self.id)  # its errors belong here, not inside somebody's jit
-
     @property
-    def name(self) -> str:
-        """The id."""
-        return self.id
+    def _env(self) -> Any:
+        return _upstream(self.id)[0]
 
     @property
     def default_params(self) -> EnvParams:
@@ -99,17 +96,20 @@ class XMiniGrid(Environment):
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, ForeignState]:
         """Lay out a grid; ``key`` is consumed."""
         with jax.numpy_rank_promotion("allow"):
-            start = _upstream(self.id)[0].reset(self._rules(params), key)
-        return _one_hot(start.observation), ForeignState(jnp.int32(0), strong(start), jnp.zeros((), bool))
+            start = self._env.reset(self._rules(params), key)
+        return _one_hot(start.observation), ForeignState.start(start)
 
     def step_env(
         self, key: jax.Array, state: ForeignState, action: jax.Array, params: EnvParams
     ) -> tuple[jax.Array, ForeignState, jax.Array, jax.Array, dict[str, Any]]:
         """See ``Environment``; ``key`` is not used."""
         with jax.numpy_rank_promotion("allow"):
-            step = _upstream(self.id)[0].step(self._rules(params), state.inner, action)
-        after = ForeignState(state.time + 1, matching(step, state.inner), state.truncated)
-        return _one_hot(step.observation), after, step.reward.astype(jnp.float32), step.discount == 0, {}
+            step = self._env.step(self._rules(params), state.inner, action)
+        return _one_hot(step.observation), state.after(step), step.reward.astype(jnp.float32), step.discount == 0, {}
+
+    def render(self, state: ForeignState, params: EnvParams) -> np.ndarray:
+        """Draw the whole grid, with what the agent may see in a lighter shade."""
+        return fitted(self._env.render(self._rules(params), state.inner))
 
     def observation_space(self, params: EnvParams) -> Box:
         """Float32 ``[v, v, 25]`` of zeros and ones."""
@@ -120,7 +120,7 @@ class XMiniGrid(Environment):
 
     def action_space(self, params: EnvParams) -> Discrete:
         """Forward, turn right, turn left, pick up, put down, toggle."""
-        return Discrete(_upstream(self.id)[0].num_actions(self._rules(self.default_params)))
+        return Discrete(self._env.num_actions(self._rules(self.default_params)))
 
 
 def _one_hot(cells: jax.Array) -> jax.Array:

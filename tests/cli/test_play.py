@@ -26,6 +26,13 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def policy(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "policy"
+    evaluation.export(run, folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -109,6 +116,30 @@ def test_files_other_than_films(run, capsys):
     code, facts, _ = typed(capsys, run, "--output=steps.txt", "--episodes=1", "--env=popgym/RepeatPrevious")
     assert code == 0
     assert Path("steps.txt").read_text() == facts["table"] + "\n"
+
+
+def test_an_exported_policy_plays_as_its_run_does_and_stays_as_it_is(run, policy, capsys, monkeypatch):
+    own, exported = (typed(capsys, path, "--text", "--episodes=1")[1] for path in (run, policy))
+    assert exported == own
+    code, facts, err = typed(capsys, policy, "--episodes=1", "--max-steps=3", "--greedy", "--env=popgym/RepeatPrevious")
+    assert (code, err, facts["output"]) == (0, "", "policy_popgym_RepeatPrevious_greedy.gif")
+    assert Path(facts["output"]).stat().st_size > 1000
+    monkeypatch.chdir(policy)
+    facts = typed(capsys, ".", "--episodes=1", "--max-steps=3")[1]
+    assert facts["output"] == str(policy.parent / "policy.gif")
+    assert sorted(p.name for p in policy.iterdir()) == ["arrays.npz", "policy.json"]
+
+
+def test_what_only_a_run_can_choose(policy, capsys):
+    code, _, err = typed(capsys, policy, "--step=7", "--seed-index=1", "--fps=1", "--output=x.mp4")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --output=x.mp4: the suffix says what is written, one of .gif, .png, .txt, .html",
+        f"error: --step=7: {policy} is an exported policy; leave it out",
+        f"error: --seed-index=1: {policy} is an exported policy; leave it out",
+    ]
+    code, _, err = typed(capsys, policy, "--env=bsuite/MemoryLen/3")
+    assert (code, err.startswith("error: the policy was trained with observations in Discrete(n=4")) == (2, True)
 
 
 def test_an_environment_without_a_picture_is_a_table(run, capsys, monkeypatch):

@@ -164,6 +164,96 @@ def test_models_that_mujoco_warns_of_leave_nothing_behind(tmp_path, monkeypatch,
     assert not [*tmp_path.iterdir()]
 
 
+def start(name, seed=0):
+    """An environment, its parameters and a start state with numpy leaves."""
+    env, params = envs.make(name)
+    return env, params, jax.device_get(env.reset(jax.random.key(seed), params)[1])
+
+
+def middle(picture, red):
+    """Where red things are, from 0 to 1: ``(down, right)``; ``red`` picks from int pixels ``[H, W, 3]``."""
+    return np.argwhere(red(picture.astype(int))).mean(0) / picture.shape[:2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "craftax/ClassicSymbolic",
+        "dmc/ReacherEasy",
+        "jumanji/Maze-v0",
+        "navix/DoorKey-Random-8x8",
+        "xminigrid/XLand-MiniGrid-R1-17x17",
+    ],
+)
+def test_pictures_differ_as_states_do_and_are_silent(name, capfd):
+    needs(name)
+    first, again, other = (env.render(state, params) for env, params, state in map(start, 3 * [name], (0, 0, 1)))
+    assert first.dtype == np.uint8
+    assert max(first.shape[:2]) <= 400
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["navix/MemoryS7", "xminigrid/MiniGrid-MemoryS16"])
+def test_agents_are_drawn_where_they_are(name):
+    needs(name)
+    for seed in range(3):
+        env, params, state = start(name, seed)
+        inner = state.inner.state
+        position = inner.agent.position if name.startswith("xminigrid") else inner.get_player().position
+        agent = middle(env.render(state, params), lambda p: (p[..., 0] > 200) & (p[..., 1:] < 90).all(-1))
+        np.testing.assert_allclose(agent * inner.grid.shape[:2], np.asarray(position) + 0.5, atol=0.3)
+
+
+def test_pendulums_hang_where_they_hang():
+    needs("dmc/")
+    env, params, state = start("dmc/PendulumSwingup")
+    for angle, (down, right) in {0: (-1, 0), np.pi: (1, 0), np.pi / 2: (0, 1)}.items():
+        data = state.inner.data.replace(qpos=np.array([angle]))
+        picture = env.render(state.replace(inner=state.inner.replace(data=data)), params)
+        bob = middle(picture, lambda p: (p[..., 0] > 160) & (p[..., 1] < 110) & (p[..., 2] < 70)) - 0.5
+        assert np.sign(np.round(bob, 1)).tolist() == [down, right]
+
+
+def test_pictures_of_jumanji_are_its_viewers_and_leave_no_figure():
+    needs("jumanji/")
+    import matplotlib
+    from jumanji.environments.routing.snake.viewer import SnakeViewer
+    from matplotlib import pyplot
+
+    env, params, state = start("jumanji/Snake-v1")
+    backend, ours = matplotlib.get_backend(), env.render(state, params)
+    assert pyplot.get_fignums() == []
+    assert matplotlib.get_backend() == backend
+    theirs = SnakeViewer("", "rgb_array").render(state.inner)[..., :3]
+    pyplot.close("all")
+    ours, theirs = (p.reshape(20, len(p) // 20, 20, -1, 3).mean((1, 3)) for p in (ours, theirs))
+    assert theirs.std() > 10
+    assert abs(ours - theirs).mean() < 2
+
+
+def test_pictures_of_graphs_show_their_nodes():
+    needs("jumanji/")
+    env, params, state = start("jumanji/MMST-v0")
+    picture = env.render(state, params)
+    assert (picture.max(-1) < 250).mean() > 0.05
+    assert np.ptp(np.argwhere(picture.max(-1) < 250), axis=0).min() > 300
+
+
+def test_the_map_around_the_player_is_drawn():
+    needs("craftax/")
+    env, params, state = start("craftax/ClassicSymbolic")
+    picture, (row, column) = env.render(state, params).astype(int), state.inner.player_position
+    view, side = np.asarray(state.inner.map)[row - 3 : row + 4, column - 4 : column + 5], 32
+    tiles = picture[: 7 * side, : 9 * side].reshape(7, side, 9, side, 3).mean((1, 3))
+    grass = tiles[view == 2]
+    assert len(grass) > 5
+    assert np.mean((grass[:, 1] > grass[:, 0]) & (grass[:, 1] > 2 * grass[:, 2])) > 0.8  # a cow may stand there
+    assert len(np.unique(view)) > 1
+    assert np.abs(tiles[view != 2].mean(0) - grass.mean(0)).max() > 20
+
+
 @pytest.mark.parametrize(
     "name", ["jumanji/Tetris-v0", "xminigrid/MiniGrid-MemoryS8", "dmc/PendulumSwingup", "navix/MemoryS7"]
 )
