@@ -32,15 +32,16 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A sub-command: the function that runs it, and what it takes."""
+    """A sub-command: the function that runs it, and what it takes. One with ``commands`` takes one of them first."""
 
-    run: Callable[[Arguments], int]
+    run: Callable[[Arguments], int] | None
     doc: str
     words: str = ""  # placeholder of its positional arguments
     least: int = 0
     most: int | None = 0
     options: tuple[Field, ...] = ()
     settings: bool = False  # takes configuration keys
+    commands: Mapping[str, "Command"] = dataclasses.field(default_factory=dict)
 
 
 COMMON = (
@@ -53,7 +54,7 @@ COMMON = (
 def read_arguments(name: str, command: Command, argv: Sequence[str]) -> Arguments:
     """Take the arguments of a command apart; what is wrong with them goes into ``errors``."""
     fields = {f.name: f for f in (*COMMON, *command.options)}
-    arguments = Arguments([name, *argv], options={k: f.default for k, f in fields.items()})
+    arguments = Arguments([*name.split(), *argv], options={k: f.default for k, f in fields.items()})
     rest = list(argv)
     while rest:
         token = rest.pop(0)

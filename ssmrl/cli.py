@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 the user can put it right, 130 Ctrl-C, 143 SIGTE
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -46,18 +46,34 @@ def _main(argv: Sequence[str]) -> int:
     if name in ("-V", "--version"):
         print(f"ssmrl {version('ssmrl')}")
         return 0
-    if name not in _COMMANDS:
-        close = suggest(name, _COMMANDS)
-        hint = f"did you mean ssmrl {close[0]}?" if close else f"it is one of {', '.join(_COMMANDS)}"
-        raise UserError(f"unknown command '{name}': {hint} (ssmrl --help)")
-    command = _COMMANDS[name]
-    arguments = read_arguments(name, command, argv[1:])
+    command, rest = _find(name, _COMMANDS), argv[1:]
+    if command.commands:
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_group(name, command))
+            return 0
+        command, name, rest = _find(rest[0], command.commands, f"{name} "), f"{name} {rest[0]}", rest[1:]
+    arguments = read_arguments(name, command, rest)
     if arguments.help:
         print(help_text(name, command, arguments))
         return 0
     if arguments.errors and not command.settings:
         raise ConfigError(arguments.errors)
+    assert command.run is not None
     return command.run(arguments)
+
+
+def _find(name: str, table: Mapping[str, Command], group: str = "") -> Command:
+    if name not in table:
+        close = suggest(name, table)
+        hint = f"did you mean ssmrl {group}{close[0]}?" if close else f"it is one of {', '.join(table)}"
+        raise UserError(f"unknown command '{group}{name}': {hint} (ssmrl {group}--help)")
+    return table[name]
+
+
+def _group(name: str, command: Command) -> str:
+    lines = [f"usage: ssmrl {name} COMMAND ...", "", command.doc, ""]
+    lines += [f"  {part:8} {c.doc}" for part, c in command.commands.items()]
+    return "\n".join([*lines, "", f"  ssmrl {name} COMMAND --help"])
 
 
 def _overview() -> str:
@@ -66,7 +82,7 @@ def _overview() -> str:
         "",
         "usage: ssmrl COMMAND ...",
         "",
-        *(f"  {name:8} {command.doc}" for name, command in _COMMANDS.items()),
+        *(f"  {name:10} {command.doc}" for name, command in _COMMANDS.items()),
         "",
         "settings are key=value, --key=value or --key value; presets are named first and later ones win:",
         "  ssmrl train demo seeds=4 agent.learning_rate=1e-3 model=gru",
@@ -79,6 +95,9 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
+_DRY_RUN = Field("dry_run", bool, False, "check everything and show shapes and sizes, without compiling")
+_STEP = Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps")
+_SEED_INDEX = Field("seed_index", int, 0, "which seed of the run", {"ge": 0})
 _COMMANDS = {
     "train": Command(
         commands.train,
@@ -86,7 +105,7 @@ _COMMANDS = {
         "[PRESET ...]",
         most=None,
         settings=True,
-        options=(Field("dry_run", bool, False, "check everything and show shapes and sizes, without compiling"),),
+        options=(_DRY_RUN,),
     ),
     "resume": Command(
         commands.resume, "go on with a run where its last checkpoint is, bit for bit", "RUN", 1, 1, settings=True
@@ -114,7 +133,7 @@ _COMMANDS = {
         1,
         (
             Field("episodes", int, 256, "episodes per seed", {"ge": 1}),
-            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
+            _STEP,
             Field("env", str | None, None, "another environment"),
             Field("greedy", bool, False, "take the most likely action instead of sampling"),
             Field("seed", int, 0, "random seed", {"ge": 0}),
@@ -127,28 +146,85 @@ _COMMANDS = {
         2,
         2,
         (
-            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
-            Field("seed_index", int, 0, "which seed of the run", {"ge": 0}),
+            _STEP,
+            _SEED_INDEX,
         ),
     ),
     "play": Command(
         commands.play,
         "watch a trained policy: a film of whole episodes, or a table of their steps",
-        "RUN",
+        "RUN|POLICY",
         1,
         1,
         (
-            Field("output", str | None, None, "file to write: .gif, .png, .txt or .html (default: in the run's media)"),
+            Field("output", str | None, None, "file to write: .gif, .png, .txt or .html (default: RUN/media, or here)"),
             Field("text", bool, False, "print every step as a line of a table"),
             Field("episodes", int, 2, "whole episodes to show", {"ge": 1}),
             Field("max_steps", int, 500, "cut episodes off after so many steps", {"ge": 1}),
-            Field("step", Literal["best", "latest"] | int, "best", "which checkpoint: best, latest or env steps"),
-            Field("seed_index", int, 0, "which seed of the run", {"ge": 0}),
+            _STEP,
+            _SEED_INDEX,
             Field("env", str | None, None, "another environment"),
             Field("greedy", bool, False, "take the most likely action instead of sampling"),
             Field("seed", int, 0, "random seed", {"ge": 0}),
             Field("fps", float | None, None, "frames per second (default: the film lasts about 20 s)", {"gt": 0.0}),
         ),
+    ),
+    "worldmodel": Command(
+        None,
+        "train a world model, measure what it remembers, watch it imagine, record data for it",
+        commands={
+            "train": Command(
+                commands.worldmodel_train,
+                "train a world model in a new run directory, as ssmrl train does",
+                "[PRESET ...]",
+                most=None,
+                settings=True,
+                options=(_DRY_RUN,),
+            ),
+            "eval": Command(
+                commands.worldmodel_eval,
+                "measure a world model over fresh episodes: imagination, probes, calibration, controls",
+                "RUN",
+                1,
+                1,
+                (
+                    Field("control", str | None, None, "a run of the same with model=none, the floor"),
+                    Field("episodes", int, 1024, "episodes per seed", {"ge": 2}),
+                    _STEP,
+                    Field("seed", int, 0, "random seed", {"ge": 0}),
+                ),
+            ),
+            "imagine": Command(
+                commands.worldmodel_imagine,
+                "watch a world model imagine: a film of the truth beside it, or a table",
+                "RUN",
+                1,
+                1,
+                (
+                    Field("output", str | None, None, "file to write: .gif, .png or .txt (default: in RUN/media)"),
+                    Field("episodes", int, 2, "episodes to show", {"ge": 1}),
+                    Field("max_frames", int, 300, "frames of each at most; the context's first go", {"ge": 2}),
+                    Field("draw", Literal["mode", "sample"], "mode", "the most likely latents, or random ones"),
+                    _STEP,
+                    _SEED_INDEX,
+                    Field("seed", int, 0, "random seed", {"ge": 0}),
+                    Field(
+                        "fps", float | None, None, "frames per second (default: the film lasts about 20 s)", {"gt": 0.0}
+                    ),
+                ),
+            ),
+            "record": Command(
+                commands.worldmodel_record,
+                "record a data set of whole episodes to train on: ssmrl worldmodel train ... agent.data=FILE",
+                "[PRESET ...]",
+                most=None,
+                settings=True,
+                options=(
+                    Field("output", str | None, None, "file to write (default: here, named after the environment)"),
+                    Field("sequences", int, 10_000, "episodes to record", {"ge": 1}),
+                ),
+            ),
+        },
     ),
     "plot": Command(
         commands.plot,
@@ -158,7 +234,7 @@ _COMMANDS = {
         None,
         (
             Field("output", str | None, None, "PNG to write (default: in the first run's folder)"),
-            Field("metric", str, "return_mean", "which logged metric"),
+            Field("metric", str | None, None, "which logged metric (default: what the run is judged by)"),
             Field("statistic", Literal["mean", "iqm"], "mean", "mean or interquartile mean over seeds"),
             Field("x", Literal["env_steps", "wall_s"], "env_steps", "against environment steps or seconds of training"),
         ),

@@ -16,6 +16,7 @@ from ssmrl.config import Config, check_resumable, resolve, to_flat, to_yaml, tra
 from ssmrl.fields import ConfigError, UserError, show
 from ssmrl.registry import suggest
 
+_WORLD_MODEL = "s4wm"
 _EXIT_CODES = {"done": 0, "interrupted": 130, "terminated": 143}
 
 
@@ -52,7 +53,10 @@ def train(arguments: Arguments) -> int:
     presets = arguments.words
     if not presets and not arguments.settings and "demo" in configuration.presets():
         presets = ["demo"]
-    config = trace(presets, arguments.settings, arguments.errors)[0]
+    return _train(trace(presets, arguments.settings, arguments.errors)[0], arguments)
+
+
+def _train(config: Config, arguments: Arguments) -> int:
     prepare_jax(config.platform, config.cache.dir)
     from ssmrl import tracking, training
 
@@ -171,13 +175,20 @@ def export(arguments: Arguments) -> int:
 
 def play(arguments: Arguments) -> int:
     """Show a policy at work."""
-    run_dir, saved = _run(arguments.words[0])
+    path, saved = Path(arguments.words[0]), None
+    if not (path / "policy.json").is_file():
+        path, saved = _run(arguments.words[0])
     chosen = {k: v for k, v in arguments.options.items() if k not in {f.name for f in COMMON}}
     errors = _output_errors(chosen["output"]) if chosen["output"] else []
     if chosen["text"] and chosen["output"] and Path(chosen["output"]).suffix != ".txt":
         errors.append(f"--text, --output={chosen['output']}: a table or a picture; leave one out")
-    if chosen["seed_index"] >= saved.seeds:
-        errors.append(f"--seed-index={chosen['seed_index']}: {run_dir} has {saved.seeds} seed(s), counted from 0")
+    if saved is None:
+        for name, default in (("step", "best"), ("seed_index", 0)):
+            if chosen[name] != default:
+                option = f"--{name.replace('_', '-')}={chosen[name]}"
+                errors.append(f"{option}: {path} is an exported policy; leave it out")
+    elif chosen["seed_index"] >= saved.seeds:
+        errors.append(f"--seed-index={chosen['seed_index']}: {path} has {saved.seeds} seed(s), counted from 0")
     if chosen["env"] is not None:
         try:
             chosen["env"] = registry.envs.find(chosen["env"]).name
@@ -185,10 +196,10 @@ def play(arguments: Arguments) -> int:
             errors.append(str(error))
     if errors:
         raise ConfigError(errors)
-    prepare_jax("cpu", saved.cache.dir)
+    prepare_jax("cpu", saved.cache.dir if saved else None)
     from ssmrl import playing
 
-    facts = playing.play(run_dir, **chosen)
+    facts = playing.play(path, **chosen)
     if not arguments.options["json"]:
         table = facts.pop("table", None)
         if facts["output"] is None:
@@ -198,8 +209,73 @@ def play(arguments: Arguments) -> int:
     return 0
 
 
-def _output_errors(output: str) -> list[str]:
-    path, suffixes = Path(output), (".gif", ".png", ".txt", ".html")
+def worldmodel_train(arguments: Arguments) -> int:
+    """Train a new run, of a world model."""
+    config = trace(arguments.words, arguments.settings, arguments.errors)[0]
+    if config.agent != _WORLD_MODEL:
+        raise ConfigError(
+            [
+                f"agent={config.agent}: a world model is agent={_WORLD_MODEL}; name a preset of one "
+                f"(ssmrl list presets worldmodel), or use ssmrl train"
+            ]
+        )
+    return _train(config, arguments)
+
+
+def worldmodel_eval(arguments: Arguments) -> int:
+    """Measure what a world model remembers."""
+    run_dir, saved = _run(arguments.words[0])
+    chosen = {k: arguments.options[k] for k in ("control", "episodes", "step", "seed")}
+    if chosen["control"] is not None:
+        chosen["control"] = _run(chosen["control"])[0]
+    prepare_jax(cache_dir=saved.cache.dir)
+    from ssmrl import worldmodel
+    from ssmrl.tracking import jsonable
+
+    facts = worldmodel.evaluate_run(run_dir, **chosen)
+    print(json.dumps(jsonable(facts)) if arguments.options["json"] else worldmodel.render(facts))
+    return 0
+
+
+def worldmodel_imagine(arguments: Arguments) -> int:
+    """Show what a world model imagines."""
+    run_dir, saved = _run(arguments.words[0])
+    chosen = {k: v for k, v in arguments.options.items() if k not in {f.name for f in COMMON}}
+    errors = _output_errors(chosen["output"], (".gif", ".png", ".txt")) if chosen["output"] else []
+    if chosen["seed_index"] >= saved.seeds:
+        errors.append(f"--seed-index={chosen['seed_index']}: {run_dir} has {saved.seeds} seed(s), counted from 0")
+    if errors:
+        raise ConfigError(errors)
+    prepare_jax("cpu", saved.cache.dir)
+    from ssmrl import imagining
+
+    facts = imagining.imagine(run_dir, **chosen)
+    if not arguments.options["json"] and (table := facts.pop("table", None)) and facts["output"] is None:
+        print(table)
+        del facts["output"]
+    _print_facts(facts, arguments)
+    return 0
+
+
+def worldmodel_record(arguments: Arguments) -> int:
+    """Record a data set."""
+    config = trace(arguments.words, arguments.settings, arguments.errors)[0]
+    output = arguments.options["output"] or f"{config.env.split('/')[-1]}.npz"
+    errors = _output_errors(output, (".npz",))
+    if errors or Path(output).exists():
+        raise ConfigError(errors or [f"--output={output}: it exists; choose another name, or delete it"])
+    prepare_jax(config.platform, config.cache.dir)
+    from ssmrl import datasets
+
+    data = datasets.record_dataset(config.env, config.env_parameters, arguments.options["sequences"], config.seed)
+    datasets.save(data, output)
+    facts = {"output": output, "env": config.env, "sequences": data.sequences, "frames": data.frames}
+    _print_facts(facts | {"bytes": Path(output).stat().st_size, "sha256": data.sha256}, arguments)
+    return 0
+
+
+def _output_errors(output: str, suffixes: tuple[str, ...] = (".gif", ".png", ".txt", ".html")) -> list[str]:
+    path = Path(output)
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.suffix not in suffixes:
         return [f"--output={output}: the suffix says what is written, one of {', '.join(suffixes)}"]

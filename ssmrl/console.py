@@ -17,7 +17,10 @@ from ssmrl.agents import num_updates
 from ssmrl.config import Config
 
 _BARS = "▁▂▃▄▅▆▇█"
-_SHOWN = {"entropy": ("entropy", 3), "approx_kl": ("kl", 4), "value_loss": ("value loss", 4)}  # where an agent has it
+_SHOWN = {  # where an agent has it: its name here, and decimals
+    **{"entropy": ("entropy", 3), "approx_kl": ("kl", 4), "value_loss": ("value loss", 4)},
+    **{"obs_loss": ("observation loss", 4), "reward_loss": ("reward loss", 4), "kl": ("kl", 4)},
+}
 
 
 class Console:
@@ -69,15 +72,16 @@ class Console:
 
     def log(self, updates: int, metrics: dict[str, Any], steps_per_s: float) -> None:
         """Show a log point."""
-        returns = np.asarray(metrics["return_mean"], float)
-        self.curve.append(float(np.mean(returns)))
+        name = self.agent.score
+        scores = np.asarray(metrics.get(name, metrics.get(f"eval/{name}", np.nan)), float)
+        self.curve.append(float(np.mean(scores)))
         done, elapsed = updates - self.first, time.perf_counter() - self.began
         left = elapsed / max(done, 1) * (self.total - updates)
         steps = updates * self.agent.steps_per_update
-        spread = f" ± {returns.std():.3f}" if returns.size > 1 else ""
+        spread = f" ± {scores.std():.3f}" if scores.size > 1 else ""
         fields = {
             "steps": f"{steps:,}",
-            "return": f"{returns.mean():.3f}{spread}",
+            **({_label(name): f"{scores.mean():.3f}{spread}"} if np.isfinite(scores).any() or name in metrics else {}),
             **{name: f"{np.mean(metrics[k]):.{n}f}" for k, (name, n) in _SHOWN.items() if k in metrics},
             "steps/s": f"{steps_per_s:,.0f}",
             "left": f"{left:.0f} s",
@@ -102,19 +106,22 @@ class Console:
     def done(self, summary: dict[str, Any], plot: Path) -> None:
         """Show the final evaluation and what to type next."""
         self._end_live()
-        spread = f" ± {summary['return_std']:.3f} over seeds" if summary["seeds"] > 1 else ""
+        name, seeds = self.agent.score, summary["seeds"]
+        of_seeds = [summary[f"{name}/seed_{i}"] for i in range(seeds)]
+        spread = f" ± {np.std(of_seeds):.3f} over seeds" if seeds > 1 else ""
         self.rich.print(
-            f"final return {summary['return_mean']:.3f}{spread} ({summary['episodes']} episodes); trained"
+            f"final {_label(name)} {summary[name]:.3f}{spread} ({summary['episodes']} episodes); trained"
             f" {summary['env_steps']:,} steps in {summary['wall_s']:.1f} s after {summary['compile_s']:.1f} s of"
             f" compilation ({summary['steps_per_s']:,.0f} steps/s)\ncurve: {sparkline(self.curve)}  {plot}\nnext:",
             markup=False,
             soft_wrap=True,
         )
         run = shlex.quote(str(self.dir))
+        look = ("eval", "play") if hasattr(self.agent, "policy") else ("worldmodel eval", "worldmodel imagine")
         for command in (
-            f"ssmrl eval {run}",
+            f"ssmrl {look[0]} {run}",
             f"ssmrl resume {run} total_steps={2 * self.config.total_steps}",
-            f"ssmrl play {run}",
+            f"ssmrl {look[1]} {run}",
         ):
             self.rich.print(f"  {command}", markup=False, soft_wrap=True)
 
@@ -122,6 +129,10 @@ class Console:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+def _label(score: str) -> str:
+    return "return" if score == "return_mean" else score
 
 
 def sparkline(values: list[float], width: int = 40) -> str:

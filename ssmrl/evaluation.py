@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ssmrl.agents import make_agent
 from ssmrl.config import Config, resolve, to_flat
 from ssmrl.envs import make as make_env
 from ssmrl.policy import Policy, PolicyCarry
-from ssmrl.registry import UserError
+from ssmrl.registry import UserError, agents
 from ssmrl.rollout import reset_batch, step_batch
 from ssmrl.vector import MAX_STEPS, episode_statistics
 
@@ -153,7 +154,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure every seed of a run, write the numbers to ``eval/<step>.json`` in its folder, and return them."""
     config = read_config(run_dir)
-    agent, state, path = _restore(Path(run_dir), config, step)
+    check_policy(run_dir, config)
+    agent, state, path = restore(Path(run_dir), config, step)
     target, target_params = make_env(env) if env else (agent.env, agent.env_params)
     start = time.perf_counter()
     scores = []
@@ -204,6 +206,13 @@ def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
     return summary | {f"return_mean/seed_{i}": m for i, m in enumerate(means)}
 
 
+def summarize_metrics(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means over seeds of metrics ``[seeds]``, and each seed's own as ``<name>/seed_i``."""
+    summary: dict[str, Any] = {k: float(np.mean(v)) for k, v in results.items()}
+    summary["seeds"] = max((len(v) for v in results.values()), default=0)
+    return summary | {f"{k}/seed_{i}": float(x) for k, v in results.items() for i, x in enumerate(v)}
+
+
 def read_config(run_dir: str | Path) -> Config:
     """The resolved configuration of a run. Raises ``UserError`` if ``run_dir`` is not a run."""
     path = Path(run_dir) / "config.yaml"
@@ -214,7 +223,23 @@ def read_config(run_dir: str | Path) -> Config:
     return resolve([str(path)], {})
 
 
-def find_checkpoint(run_dir: Path, step: str | int) -> Path:
+def check_policy(run_dir: str | Path, config: Config) -> None:
+    """Raise ``UserError`` unless the agent of a run learns a policy."""
+    if not _has_policy(config):
+        raise UserError(f"{run_dir} has no policy, it is a world model: use ssmrl worldmodel eval {run_dir}")
+
+
+def check_world_model(run_dir: str | Path, config: Config) -> None:
+    """Raise ``UserError`` unless the agent of a run learns a world model."""
+    if _has_policy(config):
+        raise UserError(f"{run_dir} has no world model, its agent is {config.agent}: use ssmrl eval {run_dir}")
+
+
+def _has_policy(config: Config) -> bool:
+    return hasattr(agents.load(agents.find(config.agent)), "policy")
+
+
+def find_checkpoint(run_dir: Path, step: str | int, score: str = SCORE) -> Path:
     """The checkpoint that ``step`` names. Raises ``UserError`` with what there is instead."""
     folder = run_dir / "checkpoints"
     paths = checkpoint.available(folder)
@@ -223,7 +248,7 @@ def find_checkpoint(run_dir: Path, step: str | int) -> Path:
     if step == "latest":
         return paths[-1]
     if step == "best":
-        return checkpoint.best_of(folder, SCORE) or paths[-1]
+        return checkpoint.best_of(folder, score) or paths[-1]
     for path in paths:
         if str(step).isdigit() and int(path.name) == int(step):
             return path
@@ -234,15 +259,17 @@ def find_checkpoint(run_dir: Path, step: str | int) -> Path:
 def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy, Config, Path]:
     """One seed's policy, the configuration of its run, and the checkpoint that it is from."""
     config = read_config(run_dir)
+    check_policy(run_dir, config)
     if not 0 <= seed_index < config.seeds:
         raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
-    agent, state, path = _restore(Path(run_dir), config, step)
+    agent, state, path = restore(Path(run_dir), config, step)
     return agent.policy(jax.tree.map(lambda x: x[seed_index], state)), config, path
 
 
-def _restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:
+def restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:
+    """A run's agent, its state (leaves ``[seeds, ...]``) and the checkpoint that this is from."""
     agent = make_agent(config)
-    path = find_checkpoint(run_dir, step)
+    path = find_checkpoint(run_dir, step, agent.score)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
     like = jax.eval_shape(jax.vmap(agent.init), keys)
     return agent, checkpoint.restore(path, like), path

@@ -78,7 +78,8 @@ def runs(root: Path, pattern: str = "") -> tuple[str, list[dict[str, Any]]]:
     width = max((len(r["dir"]) for r in found), default=0)
     lines = []
     for r in found:
-        score = "" if r.get("return_mean") is None else f"return {r['return_mean']:.3f}"
+        name = r.get("score", "return_mean")
+        score = "" if r.get(name) is None else f"{name.replace('return_mean', 'return')} {r[name]:.3f}"
         steps = f"{r.get('env_steps', 0):,}/{r.get('total_steps', 0):,}"
         cells = (f"{r['dir']:{width}}", f"{r['status']:11}", f"{steps:>23}", f"{score:14}", r.get("updated", ""))
         lines.append("  ".join([*cells, r.get("reason", "")]).rstrip())

@@ -1,13 +1,13 @@
 """Pictures of what runs have reached, each with the numbers behind it in a CSV of the same name."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ssmrl.results import Experiment, Statistic, label, profile, read_experiments, summary
+from ssmrl.results import Experiment, Statistic, label, profile, read_experiments, score_name, summary
 
 _AXES = {"env_steps": "environment steps per seed", "wall_s": "seconds of training"}
 _NAMES = {"mean": "mean", "iqm": "interquartile mean"}
@@ -17,14 +17,14 @@ def plot_runs(
     run_dirs: Sequence[Path],
     output: Path | None = None,
     *,
-    metric: str = "return_mean",
+    metric: str | None = None,
     statistic: Statistic = "mean",
     x: Literal["env_steps", "wall_s"] = "env_steps",
 ) -> Path:
-    """Draw learning curves: the mean (or interquartile mean) over seeds with its 95 % bootstrap interval.
+    """Draw learning curves of the runs' score, or of ``metric``: means (or interquartile means) over seeds.
 
-    Runs that differ in their seeds alone are one curve; each environment has a panel. Returns the path of the PNG:
-    ``output``, or ``plots/learning_curve.png`` of the first run. Raises ``UserError`` if a run has no such metric.
+    With 95 % bootstrap intervals. Runs that differ in their seeds alone are one curve; each environment has a panel.
+    Returns the path of the PNG: ``output``, or ``plots/learning_curve.png`` of the first run. Raises ``UserError`` if a run has no such metric.
     """
     output = output or run_dirs[0] / "plots" / "learning_curve.png"
     experiments = read_experiments(run_dirs, metric)
@@ -58,7 +58,9 @@ def plot_runs(
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize="x-small" if len(envs) > 1 else "small")
     figure.supxlabel(_AXES[x], fontsize="medium")
-    figure.supylabel(f"{metric}: {_NAMES[statistic]} over seeds, 95 % interval", fontsize="medium")
+    figure.supylabel(
+        f"{metric or score_name(run_dirs[0])}: {_NAMES[statistic]} over seeds, 95 % interval", fontsize="medium"
+    )
     most = max(e.curve.values.shape[1] for e in experiments)
     header = ["experiment", "env", "env_steps", "wall_s", statistic, "low", "high", *(f"seed_{i}" for i in range(most))]
     return _save(figure, output, [header, *table])
@@ -91,14 +93,56 @@ def plot_comparison(experiments: Sequence[Experiment], output: Path, table: Sequ
             rest[0].fill_between(levels, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_yticks(range(len(envs)), envs, fontsize="small")
     axes.set_ylim(len(envs) - 0.5, -0.5)
-    axes.set_xlabel("final return (mean over seeds, 95 % interval)")
+    axes.set_xlabel(f"final {_name(experiments)} (mean over seeds, 95 % interval)")
     axes.grid(alpha=0.3, axis="x")
     axes.legend(loc="best", fontsize="small")
     if rest:
-        rest[0].set_xlabel("return")
+        rest[0].set_xlabel(_name(experiments))
         rest[0].set_ylabel("fraction of runs above it (tasks alike, 95 % interval)")
         rest[0].grid(alpha=0.3)
     return _save(figure, output, table)
+
+
+def plot_horizon(curves: Mapping[str, np.ndarray], control: Mapping[str, np.ndarray], output: Path) -> Path:
+    """Draw what a world model imagines well against how far ahead that is: means over seeds, 95 % intervals.
+
+    ``curves`` and those of the ``control`` are ``[S, Q]`` by metric: accuracies of tiles in one panel, the squared
+    error in another; the control has the lines of the same names. The CSV has all curves. Returns ``output``.
+    """
+    drawn = [k for k in curves if "_acc" in k and not k.endswith(("_recon", "_sampled")) and _known(curves[k])]
+    drawn = [k for k in drawn if not k.startswith("tile_acc") or "seen" in k] or drawn
+    panels = [names for names in (drawn, [k for k in curves if "_acc" not in k]) if names]
+    figure = _figure(6 * len(panels), 4)
+    panel_of = dict(zip(map(tuple, panels), figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    horizon = np.arange(1, 1 + next(iter(curves.values())).shape[1])
+    columns: dict[str, np.ndarray] = {"horizon": horizon}
+    for kind, group, style in (("", curves, ".-"), ("control/", control, ".--")):
+        for name, values in group.items():
+            found, known = np.full((3, len(horizon)), np.nan), np.isfinite(values).all(axis=0)
+            if known.any():
+                found[:, known] = summary([values[:, known].T], "mean")
+            columns |= {f"{kind}{name}{end}": row for end, row in zip(("", "/low", "/high"), found, strict=True)}
+            for names, axes in panel_of.items():
+                if name in names and not (kind and name.endswith("_shuffled")):
+                    (line,) = axes.plot(horizon, found[0], style, markersize=4, label=f"{kind}{name}")
+                    axes.fill_between(horizon, *found[1:], color=line.get_color(), alpha=0.2, linewidth=0)
+    for names, axes in panel_of.items():
+        axes.set_xlabel("frames after the context")
+        axes.set_xlim(0, len(horizon) + 1)
+        axes.set_ylim(0, 1.03 if names == tuple(drawn) else None)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize="small")
+    rows = [_plain(*row) for row in zip(*columns.values(), strict=True)]
+    return _save(figure, output, [list(columns), *rows])
+
+
+def _known(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).any())
+
+
+def _name(experiments: Sequence[Experiment]) -> str:
+    """What is compared."""
+    return " or ".join(dict.fromkeys(score_name(e.runs[0]) for e in experiments)).replace("return_mean", "return")
 
 
 def _figure(width: float, height: float) -> Any:

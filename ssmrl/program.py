@@ -67,6 +67,12 @@ class Program:
         self._keys_like = keys
         self._compiled: dict[str, Any] = {}
 
+    @property
+    def evaluated(self) -> list[str]:
+        """Names of the numbers that an evaluation brings."""
+        found = jax.eval_shape(self._episodes_all, self.values(self.agent), self.like, self._keys_like)
+        return ["return_mean", "return_std", "length_mean"] if "returns" in found else list(found)
+
     def fits(self, agent: Any) -> bool:
         """Whether the program can train this agent, of the same :func:`program_key`."""
         leaves = jax.tree.leaves(agent)
@@ -115,7 +121,7 @@ class Program:
         return self._ready("chunk")(values, state, n)
 
     def episodes(self, values: Any, state: Any, keys: Any) -> dict[str, jax.Array]:
-        """Whole episodes with ``keys`` ``[P, S]``: see :func:`ssmrl.evaluation.run_episodes`."""
+        """Evaluate with ``keys`` ``[P, S]``: the agent's metrics, or see :func:`ssmrl.evaluation.run_episodes`."""
         return self._ready("episodes")(values, state, keys)
 
     def wait(self) -> None:
@@ -159,6 +165,8 @@ class Program:
         agent, options = self._member(values), self._config.eval
 
         def one(state: Any, key: jax.Array) -> dict[str, jax.Array]:
+            if hasattr(agent, "evaluate"):
+                return agent.evaluate(state, key, episodes=options.episodes)
             return run_episodes(
                 agent.policy(state),
                 agent.env,
@@ -176,16 +184,16 @@ class Program:
         def add(i: jax.Array, carry: tuple) -> tuple:
             state, totals, bad = carry
             state, metrics = self._update(values, state)
-            weight = metrics["episodes"]
-            metrics |= {k: jnp.where(weight > 0, metrics[k] * weight, 0) for k in _BY_EPISODE}
+            weight = metrics.get("episodes", jnp.float32(0))
+            metrics |= {k: jnp.where(weight > 0, metrics[k] * weight, 0) for k in _BY_EPISODE if k in metrics}
             broken = ~jnp.isfinite(jnp.stack([metrics["loss"], metrics["grad_norm"]])).all()
             bad = jnp.where(broken, jnp.minimum(bad, i), bad)
             return state, jax.tree.map(jnp.add, totals, metrics), bad
 
         zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in self.metrics.items()}
         state, totals, bad = lax.fori_loop(0, n, add, (state, zeros, jnp.int32(NEVER)))
-        means = {k: v / (totals["episodes"] if k in _BY_EPISODE else n) for k, v in totals.items()}
-        return state, means | {"episodes": totals["episodes"]}, bad
+        means = {k: v / (totals["episodes"] if k in _BY_EPISODE else n) for k, v in totals.items() if k != "episodes"}
+        return state, means | {k: v for k, v in totals.items() if k == "episodes"}, bad
 
 
 @jax.jit

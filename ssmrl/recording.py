@@ -20,10 +20,12 @@ from ssmrl import checkpoint
 from ssmrl.agents import num_updates
 from ssmrl.config import Config, to_yaml
 from ssmrl.console import Console
-from ssmrl.evaluation import SCORE, summarize, write_json
+from ssmrl.evaluation import summarize, summarize_metrics, write_json
 from ssmrl.plotting import plot_runs
 from ssmrl.registry import UserError
 from ssmrl.tracking import Tracker
+
+_INPUTS = "inputs.json"  # hashes of what an agent reads from files
 
 
 class Recorder:
@@ -61,8 +63,13 @@ class Recorder:
     def restore(self, like: Any) -> Any:
         """The newest intact checkpoint, as the shapes ``like``; None, with a note, if the run must start again.
 
-        Damaged checkpoints are reported and passed over.
+        Damaged checkpoints are reported and passed over. Raises ``UserError`` if a file that the run learns from has
+        changed since it began.
         """
+        known = self.dir / _INPUTS
+        if known.is_file() and (began := json.loads(known.read_text())) != (now := self._inputs()):
+            changed = ", ".join(f"{k} was {v}, is {now.get(k)}" for k, v in began.items())
+            raise UserError(f"{self.dir} has learned from another file: {changed}; bring that back, or train a new run")
         for path in reversed(checkpoint.available(self.dir / "checkpoints")):
             try:
                 manifest = checkpoint.read_manifest(path)
@@ -75,7 +82,12 @@ class Recorder:
         self.console.note(f"{self.dir} has no intact checkpoint: starting again from the beginning")
         return None
 
+    def _inputs(self) -> dict[str, str]:
+        return self.agent.input_files() if hasattr(self.agent, "input_files") else {}
+
     def __enter__(self) -> "Recorder":
+        if inputs := self._inputs():
+            (self.dir / _INPUTS).write_text(json.dumps(inputs, indent=1) + "\n")
         self._tracker = Tracker(self.dir, self.config, resume=self.updates > 0, quiet=self._quiet)
         self.console.__enter__()
         self._tracker.truncate(self.env_steps)
@@ -89,7 +101,11 @@ class Recorder:
         self._close(0 if kind is None else 1)
 
     def evaluation(self, results: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Summarise ``returns`` and ``lengths`` ``[seeds, ...]`` of whole episodes, and write that down."""
+        """Summarise ``returns`` and ``lengths`` ``[seeds, ...]`` of episodes, or metrics ``[seeds]``, and write."""
+        if "returns" not in results:
+            result = summarize_metrics(results) | {"episodes": self.config.eval.episodes, "env_steps": self.env_steps}
+            write_json(self.dir / "eval" / f"{result['env_steps']:012d}.json", result)
+            return result
         scores = []
         for returns, lengths in zip(results["returns"], results["lengths"], strict=True):
             ended = np.isfinite(returns)
@@ -107,12 +123,13 @@ class Recorder:
 
     def checkpoint(self, state: Any, metrics: dict[str, Any]) -> None:
         """Save ``state``, leaves ``[seeds, ...]``, and delete what is no longer to be kept."""
-        evaluated = metrics.get(f"eval/{SCORE}") if self.config.eval.every else None
-        score = np.mean(metrics[SCORE]) if evaluated is None else evaluated
-        facts = {"updates": self.updates, "wall_s": self.wall_s, SCORE: float(score) if np.isfinite(score) else None}
+        name = self.agent.score
+        evaluated = metrics.get(f"eval/{name}") if self.config.eval.every or name not in metrics else None
+        score = np.mean(metrics.get(name, np.nan) if evaluated is None else evaluated)
+        facts = {"updates": self.updates, "wall_s": self.wall_s, name: float(score) if np.isfinite(score) else None}
         folder = self.dir / "checkpoints"
         checkpoint.save(folder, state, env_steps=self.env_steps, **facts)
-        checkpoint.prune(folder, self.config.checkpoint.keep, SCORE)
+        checkpoint.prune(folder, self.config.checkpoint.keep, name)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the final evaluation and the picture: the run is done."""
@@ -159,11 +176,13 @@ class Recorder:
             "env_steps": self.env_steps,
             "total_steps": self.total * self.agent.steps_per_update,
             "reason": reason,
+            "score": self.agent.score,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        score = None if metrics is None else metrics.get(SCORE)
+        name, metrics = self.agent.score, metrics or {}
+        score = metrics.get(name, metrics.get(f"eval/{name}"))
         if score is not None:
-            facts[SCORE] = float(np.mean(score))
+            facts[name] = float(np.mean(score))
         write_json(self.dir / "status.json", facts)
 
 

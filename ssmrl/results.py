@@ -62,8 +62,14 @@ class Experiment:
         return np.trapezoid(values[known], steps[known], axis=0) / np.ptp(steps[known])
 
 
-def read_curve(run_dir: Path, metric: str = _SCORE) -> Curve:
-    """The curve of one run. Raises ``UserError`` if there is none."""
+def score_name(run_dir: Path) -> str:
+    """The metric that the run is judged by."""
+    path = run_dir / "status.json"
+    return json.loads(path.read_text()).get("score", _SCORE) if path.is_file() else _SCORE
+
+
+def read_curve(run_dir: Path, metric: str | None = None) -> Curve:
+    """The curve of one run: of its score, unless ``metric`` names another. Raises ``UserError`` if there is none."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run directory: it has no metrics.jsonl (ssmrl list runs)")
@@ -73,6 +79,9 @@ def read_curve(run_dir: Path, metric: str = _SCORE) -> Curve:
             lines.append(json.loads(text))
         except ValueError:  # the torn last line of a killed run
             continue
+    metric = metric or score_name(run_dir)
+    if not any(metric in line for line in lines):
+        metric = f"eval/{metric}" if any(f"eval/{metric}" in line for line in lines) else metric
     found = [i for i, line in enumerate(lines) if metric in line]
     if not found:
         known = sorted({key for line in lines for key in line} - {"env_steps", "updates"})
@@ -84,7 +93,7 @@ def read_curve(run_dir: Path, metric: str = _SCORE) -> Curve:
     return Curve(steps[found], wall_s[found], np.array(values))
 
 
-def read_experiments(run_dirs: Sequence[Path], metric: str = _SCORE) -> list[Experiment]:
+def read_experiments(run_dirs: Sequence[Path], metric: str | None = None) -> list[Experiment]:
     """Read runs, and put together those that differ in their seeds alone.
 
     Runs of one setting are cut to the points that all of them have reached. Raises ``UserError`` if a folder is no run
@@ -124,7 +133,7 @@ def _final(run: Path, curve: Curve) -> np.ndarray:
     path = run / "eval" / "final.json"
     if path.is_file():
         facts = json.loads(path.read_text())
-        return np.array([facts[f"{_SCORE}/seed_{i}"] for i in range(facts["seeds"])], float)
+        return np.array([facts[f"{score_name(run)}/seed_{i}"] for i in range(facts["seeds"])], float)
     return curve.values[-1]
 
 

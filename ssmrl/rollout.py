@@ -74,7 +74,7 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
 
     def restart(current: tuple[Any, Any]) -> tuple[Any, Any]:
         fresh = _reset_envs(env, params, num_envs, key_reset)
-        return jax.tree.map(lambda new, old: _where(done, new, old), fresh, current)
+        return jax.tree.map(lambda new, old: select_rows(done, new, old), fresh, current)
 
     obs, env_state = lax.cond(done.any(), restart, lambda current: current, (obs, env_state))
     running = ~done
@@ -82,10 +82,11 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
     return batch, outcome
 
 
-def _where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+def select_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Rows of ``new`` where ``mask`` ``[B]``, else of ``old``, both ``[B, ...]``; they may be random keys."""
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(
-            _where(mask, jax.random.key_data(new), jax.random.key_data(old)), impl=jax.random.key_impl(old)
+            select_rows(mask, jax.random.key_data(new), jax.random.key_data(old)), impl=jax.random.key_impl(old)
         )
     return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - mask.ndim)), new, old)
 

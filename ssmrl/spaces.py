@@ -167,6 +167,8 @@ def flatten(space: Space, x: Any) -> jax.Array:
     match space:
         case Discrete(n):
             return jax.nn.one_hot(x, n)
+        case MultiDiscrete(nvec) if len(set(nvec)) == 1:
+            return jax.nn.one_hot(x, nvec[0]).reshape(*x.shape[:-1], sum(nvec))
         case MultiDiscrete(nvec):
             return jnp.concatenate([jax.nn.one_hot(x[..., i], n) for i, n in enumerate(nvec)], axis=-1)
         case Box(shape=shape):

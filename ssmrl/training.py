@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssmrl import spaces
 from ssmrl.agents import make_agent, num_updates
 from ssmrl.config import Config, check_resumable, resolve, to_yaml
 from ssmrl.evaluation import read_config
@@ -45,8 +46,9 @@ class Run:
     def metrics(self) -> dict[str, np.ndarray]:
         """Logged metrics by name: arrays ``[log points]``, or ``[log points, seeds]`` for those of the agent."""
         lines = [json.loads(line) for line in (self.dir / "metrics.jsonl").read_text().splitlines()]
-        names = dict.fromkeys(k for line in lines for k in line)  # evaluations are not in every line
-        return {k: np.array([line.get(k) for line in lines], float) for k in names}
+        names = {k: np.shape(v) for line in lines for k, v in line.items()}
+        missing = {k: np.full(shape, np.nan) for k, shape in names.items()}  # evaluations are not in every line
+        return {k: np.array([line.get(k, missing[k]) for line in lines], float) for k in names}
 
 
 def make_train(config: Config) -> tuple[Callable, Callable]:
@@ -147,7 +149,8 @@ def dry_run(config: Config) -> dict[str, Any]:
     agent, state = program.agent, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.like)
     updates = num_updates(config, agent)
     obs_space, action_space = agent.env.observation_space(agent.env_params), agent.env.action_space(agent.env_params)
-    rollout = _bytes(state.env.obs) * agent.num_steps
+    length = agent.steps_per_update // agent.num_envs
+    rollout = _bytes(jax.eval_shape(lambda: spaces.zeros(obs_space, (agent.num_envs, length))))
     width, minibatches = getattr(agent.model, "d_model", 1), getattr(agent, "num_minibatches", 1)
     activations = 4 * agent.steps_per_update // minibatches * width * 12 * config.model_parameters["num_layers"]
     return {
@@ -161,7 +164,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "updates": updates,
         "env_steps": updates * agent.steps_per_update,
         "steps_per_update": agent.steps_per_update,
-        "minibatch": f"[{agent.num_steps}, {agent.num_envs // minibatches}]",
+        "minibatch": f"[{length}, {agent.num_envs // minibatches}]",
         "state_bytes": config.seeds * _bytes(state),
         "rollout_bytes": config.seeds * rollout,
         "activation_bytes_estimate": config.seeds * activations,
@@ -247,8 +250,7 @@ class _Loop:
         self.stopping = stop.is_set()  # asked once: what ends the loop is saved
         for slot, (_, recorder) in self._live():
             if slot in results:
-                names = ("return_mean", "return_std", "length_mean")
-                logged[slot] |= {f"eval/{k}": results[slot][k] for k in names}
+                logged[slot] |= _log_points(results[slot])
             if ns[slot]:
                 rate = ns[slot] * recorder.agent.steps_per_update * recorder.config.seeds / seconds
                 recorder.log(logged[slot], rate)
@@ -310,6 +312,14 @@ def _only(runs: Iterator[tuple[int, Run]]) -> Run:
 def _recorder(program: Program, config: Config, agent: Any, run_dir: Path, quiet: bool = True) -> Recorder:
     size = _size(program.like.params) // config.seeds
     return Recorder(config, agent, run_dir, parameters=size, quiet=quiet)
+
+
+def _log_points(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an evaluation goes to the log: of returns their moments, of other metrics the values of all seeds."""
+    if "return_mean" in result:
+        return {f"eval/{k}": result[k] for k in ("return_mean", "return_std", "length_mean")}
+    names = [k.removesuffix("/seed_0") for k in result if k.endswith("/seed_0")]
+    return {f"eval/{k}": [result[f"{k}/seed_{i}"] for i in range(result["seeds"])] for k in names}
 
 
 @jax.jit

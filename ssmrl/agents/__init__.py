@@ -2,9 +2,11 @@
 
 An agent is a frozen pytree of hyper-parameters with ``env``, ``env_params``, ``model``, ``num_envs``, ``num_steps`` and
 ``total_updates``, with ``steps_per_update``, and with pure functions ``init(key) -> State``,
-``update(state) -> (State, metrics)`` and ``policy(state) -> Policy``. Its State has ``params``, ``env`` and ``carry``.
-Metrics are scalars; ``loss``, ``grad_norm``, ``episodes``, ``return_mean`` and ``length_mean`` (over the episodes that
-ended, NaN if none did) must be there, others are logged as they are.
+``update(state) -> (State, metrics)`` and ``policy(state) -> Policy``. Its State has ``params``.
+Metrics are scalars; ``loss`` and ``grad_norm`` must be there, others are logged as they are; ``return_mean`` and
+``length_mean`` are over the ``episodes`` that ended (NaN if none did). One that learns something else than a policy has
+``evaluate(state, key, episodes=...) -> metrics`` instead of ``policy``. ``score`` names the metric that runs are judged
+by, the higher the better. One that reads files has ``inputs() -> {name: hash}``, which must not change in a run.
 """
 
 if __name__ != "ssmrl.agents":

@@ -1,9 +1,9 @@
 """Recurrent PPO: proximal policy optimisation over whole sequences (Schulman et al. 2017).
 
 One ``update``: unroll ``num_steps`` steps in ``num_envs`` environments from where the last update stopped; estimate
-advantages; then ``epochs`` passes over minibatches of *environments*, each a parallel pass over ``[T, b]`` from the carry
-that the rollout started with, resets inside. Time is never shuffled, so the first ratio of each update is exactly 1 up to
-rounding; the metric ``ratio_error`` shows it.
+advantages; then ``epochs`` passes over minibatches of *environments*, each a parallel pass over ``[T, b]`` from the
+carry that the rollout started with, resets inside. Time is never shuffled, so the first ratio of each update is exactly
+1 up to rounding; the metric ``ratio_error`` shows it.
 """
 
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from ssmrl import spaces
+from ssmrl import optimizer, spaces
 from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.nn.base import Carry, SequenceModel
 from ssmrl.policy import Policy, PolicyCarry, RunningStats
@@ -81,7 +81,8 @@ class PPO(struct.PyTreeNode):
     normalize_value: bool = hp(False, "learn values in units of the running deviation of the returns")
     normalize_obs: bool = hp(False, "normalise Box observations by running mean and deviation")
     truncation: Literal["bootstrap", "terminate"] = hp(
-        "bootstrap", "at a time limit, value the final observation, or treat it as a terminal state (as older code does)"
+        "bootstrap",
+        "at a time limit, value the final observation, or treat it as a terminal state (as older code does)",
     )
     # network
     inputs: tuple[Literal["obs", "action", "reward", "start"], ...] = hp(
@@ -93,6 +94,7 @@ class PPO(struct.PyTreeNode):
     shared: bool = hp(True, "actor and critic share encoder and memory")
     total_updates: float = struct.field(default=0.0)  # the schedule's length, set by the trainer from total_steps
 
+    score: ClassVar[str] = "return_mean"
     requires: ClassVar[dict[str, str]] = {
         "num_envs % num_minibatches == 0": "minibatches split environments, never time",
         "inputs != ()": "a policy reads something",
@@ -258,33 +260,17 @@ class PPO(struct.PyTreeNode):
         }
 
     def _adam(self) -> optax.GradientTransformation:
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=self.adam_epsilon))
+        return optimizer.adam(self.max_grad_norm, self.adam_epsilon)
 
     def _learning_rate(self, updates: jax.Array) -> jax.Array:
-        progress = jnp.minimum(updates / jnp.maximum(self.total_updates, 1.0), 1.0)
-        match self.anneal:
-            case "linear":
-                left = 1 - progress
-            case "cosine":
-                left = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-            case _:
-                left = jnp.ones_like(progress)
-        return jnp.asarray(self.learning_rate * (self.anneal_to + (1 - self.anneal_to) * left), jnp.float32)
+        return optimizer.annealed(self.anneal, self.learning_rate, self.anneal_to, updates, self.total_updates)
 
     def _apply_gradient(
         self, params: Any, opt_state: Any, gradient: Any, updates: jax.Array
     ) -> tuple[Any, Any, jax.Array]:
-        """One Adam step, with its own step size and no decay for the parameters that the memory names as state-space."""
+        """One Adam step, with a step size of their own and no decay for the memory's state-space parameters."""
         norm = optax.tree.norm(gradient)
         direction, opt_state = self._adam().update(gradient, opt_state, params)
-        rate = self._learning_rate(updates)
-        names = getattr(getattr(self.model, "layer", self.model), "ssm_parameters", ())
-
-        def move(path: tuple, p: jax.Array, d: jax.Array) -> jax.Array:
-            keys = [k.key for k in path]
-            if "layer" in keys and keys[-1] in names:
-                return p - rate * self.ssm_learning_rate_scale * d
-            decay = self.weight_decay if keys[-1] == "kernel" else 0.0
-            return p - rate * (d + decay * p)
-
-        return jax.tree_util.tree_map_with_path(move, params, direction), opt_state, norm
+        ssm, rate = optimizer.ssm_parameters(self.model), self._learning_rate(updates)
+        params = optimizer.move(params, direction, rate, self.ssm_learning_rate_scale, self.weight_decay, ssm)
+        return params, opt_state, norm

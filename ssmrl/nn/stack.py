@@ -31,34 +31,42 @@ class GRUGate(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, memory, activation, gated linear unit and skip connection around one memory; see :class:`Stack`."""
+    """Memories, each with norm, activation, gated linear unit and skip connection, and an MLP; see :class:`Stack`."""
 
     layer: SequenceModel
     norm: str
     activation: str
     glu: str
     skip: str
+    memories: int
     mlp: int
 
     @nn.compact
     def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array, *args: Any) -> tuple[Carry, jax.Array]:
-        """See ``SequenceModel``; further arguments go to the memory."""
+        """See ``SequenceModel``; further arguments go to the memories."""
         d = x.shape[-1]
-        carry, y = self.layer(carry, self._enter(x, "norm"), reset, *args)
-        branch = _ACTIVATIONS[self.activation](y)
-        match self.glu:
-            case "full":
-                value, gate = jnp.split(nn.Dense(2 * d, name="glu")(branch), 2, axis=-1)
-                branch = value * nn.sigmoid(gate)
-            case "half1":
-                branch = branch * nn.sigmoid(nn.Dense(d, name="glu")(branch))
-            case "half2":
-                branch = y * nn.sigmoid(nn.Dense(d, name="glu")(branch))
-        x = self._join(x, branch, "norm", "gate")
+        carries = [carry] if self.memories == 1 else list(carry)
+        for i in range(self.memories):
+            tag = f"_{i}" if i else ""
+            layer = self.layer.copy(name=f"layer{tag}") if i else self.layer
+            carries[i], y = layer(carries[i], self._enter(x, f"norm{tag}"), reset, *args)
+            x = self._join(x, self._activate(y, f"glu{tag}"), f"norm{tag}", f"gate{tag}")
         if self.mlp:
             hidden = nn.gelu(nn.Dense(self.mlp * d, name="mlp_in")(self._enter(x, "mlp_norm")))
             x = self._join(x, nn.Dense(d, name="mlp_out")(hidden), "mlp_norm", "mlp_gate")
-        return carry, x
+        return carries[0] if self.memories == 1 else tuple(carries), x
+
+    def _activate(self, y: jax.Array, glu: str) -> jax.Array:
+        d, branch = y.shape[-1], _ACTIVATIONS[self.activation](y)
+        match self.glu:
+            case "full":
+                value, gate = jnp.split(nn.Dense(2 * d, name=glu)(branch), 2, axis=-1)
+                return value * nn.sigmoid(gate)
+            case "half1":
+                return branch * nn.sigmoid(nn.Dense(d, name=glu)(branch))
+            case "half2":
+                return y * nn.sigmoid(nn.Dense(d, name=glu)(branch))
+        return branch
 
     def _enter(self, x: jax.Array, norm: str) -> jax.Array:
         return nn.LayerNorm(name=norm)(x) if self.norm in ("pre", "gtrxl") else x
@@ -92,11 +100,13 @@ class Stack(SequenceModel):
         "full", "gated linear unit: W1 y * sigmoid(W2 y), y * sigmoid(W y), or as half1 with the gate alone activated"
     )
     skip: Literal["none", "residual", "gru"] = hp("residual", "how a block's output joins its input (gru: as in GTrXL)")
-    mlp: int = hp(0, "feed-forward branch after the memory, so many times as wide as the model (0: none)", ge=0)
+    memories: int = hp(1, "memories in each block, one after the other (S4WM: 2)", ge=1)
+    mlp: int = hp(0, "feed-forward branch at the block's end, so many times as wide as the model (0: none)", ge=0)
 
     def initialize_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
-        """See ``SequenceModel``; leaves are ``[*B, num_layers, ...]``."""
-        return self.layer.initialize_carry((*batch_shape, self.num_layers))
+        """See ``SequenceModel``; leaves are ``[*B, num_layers, ...]``, in a tuple if a block has several memories."""
+        carry = self.layer.initialize_carry((*batch_shape, self.num_layers))
+        return carry if self.memories == 1 else (carry,) * self.memories
 
     @nn.compact
     def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array, *args: Any) -> tuple[Carry, jax.Array]:
@@ -116,7 +126,9 @@ class Stack(SequenceModel):
             length=self.num_layers,
         )
         block = Block(
-            self.layer.clone(parent=None), self.norm, self.activation, self.glu, self.skip, self.mlp, name="blocks"
+            self.layer.clone(parent=None),
+            *(self.norm, self.activation, self.glu, self.skip, self.memories, self.mlp),
+            name="blocks",
         )
         y, carry = scan(block, x, carry)
         return carry, y

@@ -166,10 +166,11 @@ class _Runner:
                     self._failed(trial, error)
 
     def _check_metric(self, program: Program) -> None:
-        name, logged = self.sweep.metric.name, ["updates", "steps_per_s", *program.metrics]
-        if name not in logged and not name.startswith("eval/"):
-            close = suggest(name, [*logged, "eval/return_mean"])
-            hint = f"did you mean {close[0]}?" if close else f"it logs eval/return_mean, {', '.join(logged)}"
+        evaluated = [f"eval/{k}" for k in program.evaluated]
+        name, logged = self.sweep.metric.name, [*evaluated, "updates", "steps_per_s", *program.metrics]
+        if name not in logged:
+            close = suggest(name, logged)
+            hint = f"did you mean {close[0]}?" if close else f"it logs {', '.join(logged)}"
             raise _WrongMetricError(f"metric.name: no run logs '{name}': {hint}")
 
     def _program(self, group: Group) -> Program:

@@ -236,8 +236,9 @@ def _metric(given: Any, errors: list[str]) -> Metric:
     if target is not None and read_number(target) is None:
         errors.append(f"metric.target: {show(target)}: expected number")
     prefix, _, rest = name.rpartition("/")
-    if prefix and (prefix != "eval" or rest not in _EVALUATED):
-        names = [f"eval/{n}" for n in _EVALUATED]
+    names = [f"eval/{n}" for n in _EVALUATED]
+    close = difflib.get_close_matches(rest, _EVALUATED, cutoff=0.8)  # agents may evaluate something else
+    if prefix and name not in names and (prefix != "eval" or not rest or close):
         errors.append(f"metric.name: no run logs '{name}'{meant(name, names)}")
     return Metric(name, goal == "maximize", read_number(target))
 

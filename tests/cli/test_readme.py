@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmrl import comparison, evaluation, playing, plotting, registry, training
+from ssmrl import comparison, evaluation, imagining, playing, plotting, registry, training, worldmodel
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
 
@@ -34,12 +34,13 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    """Two runs and a policy to talk about, and commands that take long replaced by what they would be asked."""
+    """Some runs and a policy to talk about, and commands that take long replaced by what they would be asked."""
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "policy.json").touch()
-    for name in ("RUN", "OTHER"):
+    presets = {"RUN": "demo", "OTHER": "demo", "WORLD": "worldmodel/cue_recall", "CONTROL": "worldmodel/cue_recall"}
+    for name, preset in presets.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.yaml").write_text(to_yaml(resolve(["demo"])))
+        (tmp_path / "runs" / name / "config.yaml").write_text(to_yaml(resolve([preset])))
     run = types.SimpleNamespace(dir=Path("runs/RUN"), status="done", summary={})
     monkeypatch.setattr(training, "resume", lambda *_, **__: run)
     monkeypatch.setattr(evaluation, "evaluate_run", lambda *_, **__: {"return_mean": 0.0})
@@ -49,6 +50,9 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "compare_runs", lambda *_: {})
     monkeypatch.setattr(comparison, "render", lambda facts: "")
     monkeypatch.setattr(playing, "play", lambda run_dir, **options: {"output": None, "table": "t"})
+    monkeypatch.setattr(worldmodel, "evaluate_run", lambda *_, **__: {})
+    monkeypatch.setattr(worldmodel, "render", lambda facts: "")
+    monkeypatch.setattr(imagining, "imagine", lambda run_dir, **options: {"output": None, "table": "t"})
 
 
 def test_there_is_something_to_test():
@@ -65,6 +69,13 @@ def test_command(line, capsys):
     match words:
         case ["ssmrl", "train" | "sweep" as command, *rest]:
             assert main([command, *rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0, capsys.readouterr().err
+        case ["ssmrl", "worldmodel", "train", preset, *rest]:
+            files = [word.removeprefix("agent.data=") for word in rest if word.startswith("agent.data=")]
+            record = ["worldmodel", "record", preset, "--sequences=4", "--quiet"]
+            assert all(main([*record, f"--output={file}"]) == 0 for file in files), capsys.readouterr().err
+            assert main([*words[1:], "--dry-run"]) == 0, capsys.readouterr().err
+        case ["ssmrl", "worldmodel", "record", *_]:
+            assert main([*words[1:], "--sequences=4"]) == 0, capsys.readouterr().err
         case ["ssmrl", *rest]:
             assert main(rest) == 0, capsys.readouterr().err
         case ["make", *targets]:

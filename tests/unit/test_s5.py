@@ -226,6 +226,23 @@ def test_input_scale_norm_keeps_the_power_of_white_noise():
     np.testing.assert_allclose(np.abs(added) ** 2 + np.abs(kept) ** 2, 1, 1e-5)
 
 
+def test_turning_states_follow_a_position():
+    """What was put in at a place is read there again, whichever way one went: turns are by the way, not by the time."""
+    places, steps = 5, np.float32([0, 1, 1, -1, 1, 1, 1, 1, -1, -1, 1])
+    layer = S5(d_model=2, d_state=2 * places, turning=1.0)
+    params = {**draw(layer, d_input=2), "Lambda_re": jnp.full(places, -1e-6), "Lambda_im": jnp.zeros(places)}
+    frequencies = 2 * np.pi * np.arange(places) / places
+    params["W_phase"] = jnp.float32([frequencies, np.zeros(places)])  # the first input is the step, the second a mark
+    params["B"] = jnp.zeros((places, 2, 2)).at[:, 1, 0].set(1 / jnp.exp(params["log_step"]))
+    mark = np.float32([1, *np.zeros(len(steps) - 1)])  # at place 0
+    x = np.stack([steps, mark], -1)[:, None]
+    read = [
+        run(layer, params, np.zeros((1, places), np.complex64), x[: t + 1], np.zeros((t + 1, 1), bool))[0].real.mean()
+        for t in range(len(steps))
+    ]
+    np.testing.assert_allclose(read, np.cumsum(steps) % places == 0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

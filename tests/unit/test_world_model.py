@@ -1,0 +1,733 @@
+"""The world model: one model in parallel and step by step, latents and heads by hand, and what its frames mean."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+import ssmrl
+from ssmrl import envs, nn, registry, spaces, training, world_evaluation
+from ssmrl.agents.s4wm import S4WM
+from ssmrl.envs import Environment, EnvParams, EnvState
+from ssmrl.envs.memory import tiles
+from ssmrl.envs.memory.scripted import Annotation
+from ssmrl.frames import Frames, open_stream, record
+from ssmrl.nn import latents, observations
+from ssmrl.nn.latents import CategoricalLatent, GaussianLatent
+from ssmrl.testing import check_sequence_model
+from ssmrl.world_evaluation import evaluate_world_model
+from ssmrl.world_model import Latents, WorldModel
+
+T, C, D = 8, 4, 8  # frames, context or chunk, width
+ROWS = T + 2  # batch rows: a reset at each frame alone, none, one at every frame
+BLOCK = {"norm": "pre", "memories": 2, "mlp": 2}  # S4WM's
+BACKBONES = {
+    "s5": {"d_state": 8, "learned_init": True, "stability": "clip", **BLOCK},
+    "gru": {},
+    "lstm": {},
+    "transformer": {"num_heads": 2, "window": 5},
+    "none": {},
+    "rssm": {},
+}
+OBS, ACTIONS = spaces.Box(-10.0, 10.0, (3,)), spaces.Discrete(3)
+
+
+def drawn(shapes):
+    """Parameters of which none is zero, without the cost of an initialisation."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(p.dtype), shapes)
+
+
+def make_network(backbone, space=OBS, latent="gaussian", **options):
+    memory = nn.make_model("gru" if backbone == "rssm" else backbone, d_model=D, **BACKBONES[backbone])
+    posterior = "rssm" if backbone == "rssm" else "obs"
+    sizes = {"groups": 2, "classes": 3, "hidden": (8,), "channels": 2, "bins": 5} | options
+    return WorldModel(space, ACTIONS, memory, posterior=posterior, latent=latent, **sizes)
+
+
+def random_frames(seed, reset, space=OBS):
+    rng, shape = np.random.default_rng(seed), reset.shape
+    obs = rng.normal(size=(*shape, *space.shape)).astype(np.float32)
+    if not isinstance(space, spaces.Box):
+        obs = rng.integers(0, space.nvec, (*shape, *space.shape), np.int32)
+    elif spaces.is_image(space):
+        obs = rng.integers(0, 256, (*shape, *space.shape), np.uint8)
+    action, reward = rng.integers(0, 3, shape, np.int32), rng.normal(size=shape).astype(np.float32)
+    return Frames(obs, action, reward, reset, rng.random(shape) < 0.3)
+
+
+def parameters(network, frames):
+    state = jax.eval_shape(lambda: network.initial_state(frames.reset.shape[1:]))
+    init = lambda *inputs: network.init(jax.random.key(0), *inputs, jax.random.key(0), method="loss")  # noqa: E731
+    return drawn(jax.eval_shape(init, state, frames)["params"])
+
+
+def cut(tree, *index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def assert_close(got, want, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, tolerance, tolerance)
+
+
+def moments(latent):
+    return latent.mean, latent.std
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request):
+    """A model with its functions compiled, a state in use, frames with their resets, and what it makes of them."""
+    rows = np.arange(T)[:, None] == np.arange(ROWS)
+    rows[:, T + 1] = True
+    network, frames = make_network(request.param), random_frames(0, rows)
+    variables, key = {"params": parameters(network, frames)}, jax.random.key(0)
+
+    def observe(state, frames, chunk=0):
+        return network.apply(variables, state, frames, key, "mode", chunk, method="observe")
+
+    compiled = jax.jit(observe, static_argnums=2)
+    m = SimpleNamespace(network=network, variables=variables, frames=frames, traced=observe)
+    m.observe = lambda *inputs: jax.device_get(compiled(*inputs))
+    m.fresh = jax.device_get(network.initial_state((ROWS,)))
+    m.state = m.observe(m.fresh, random_frames(1, rows & False))[0]
+    m.after, m.seen = m.observe(m.state, frames)
+    m.start = np.append(np.arange(T), [0, T - 1])  # where each row's last episode begins
+    m.alive = np.arange(T)[:, None] >= m.start  # [T, B]: in it
+    return m
+
+
+def test_frame_by_frame_is_all_at_once(model):
+    def step(state, frame):
+        state, seen = model.traced(state, cut(frame, None))
+        return state, cut(seen, 0)
+
+    after, seen = jax.device_get(jax.jit(lambda *a: jax.lax.scan(step, *a))(model.state, model.frames))
+    assert_close((seen.h, seen.z, moments(seen.prior)), (model.seen.h, model.seen.z, moments(model.seen.prior)))
+    assert_close(moments(seen.posterior), moments(model.seen.posterior))
+    assert_close(after, model.after)
+    assert np.abs(np.diff(seen.h, axis=0)).max() > 0.1
+
+
+def test_after_a_reset_the_model_is_new(model):
+    """Each row's last episode, moved to the front, gives a fresh model the same outputs."""
+    inside = np.arange(T)[:, None] + model.start < T
+    source = np.where(inside, np.arange(T)[:, None] + model.start, 0), np.arange(ROWS)
+    moved = cut(model.frames, *source)
+    _, seen = model.observe(model.fresh, moved.replace(reset=moved.reset & inside))
+    rows = np.arange(ROWS) != T  # the row without a reset goes on from a state
+    assert_close((cut(model.seen.h, *source) - seen.h)[inside & rows], 0, 1e-5)
+    assert np.abs(cut(model.seen.h, *source) - seen.h)[inside & ~rows].max() > 1e-3
+
+
+def test_what_was_before_a_reset_does_not_matter_however_loud(model):
+    scale = np.where(model.alive & (np.arange(ROWS) != T), 1, 1000)
+    obs = (model.frames.obs * scale[..., None]).astype(np.float32)
+    state = jax.tree.map(lambda x: 1000 * x, model.state)
+    _, seen = model.observe(state, model.frames.replace(obs=obs))
+    same = (seen.h == model.seen.h).all(-1)
+    assert same[scale == 1].all()
+    assert not same[:, T].any()
+
+
+def test_no_gradient_crosses_a_reset(model):
+    def output(obs, state):
+        seen = model.traced(state, model.frames.replace(obs=obs))[1]
+        weight = jnp.cos(jnp.arange(seen.features.size)).reshape(seen.features.shape)
+        return (weight * seen.features * model.alive[..., None]).sum()
+
+    of_obs, of_state = jax.device_get(jax.jit(jax.grad(output, (0, 1)))(model.frames.obs, model.state))
+    assert not of_obs[~model.alive].any()
+    assert (np.abs(of_obs[model.alive]).max(-1) > 1e-6).all()
+    assert not any(leaf[np.arange(ROWS) != T].any() for leaf in jax.tree.leaves(of_state))
+    assert of_state.z[T].any()
+    memory = jax.tree.leaves(of_state.memory)
+    assert any(leaf[T].any() for leaf in memory) == any(leaf.size for leaf in memory)
+
+
+def test_imagining_is_observing_one_s_own_latents(model):
+    """What is imagined step by step, taken in at once as latents that were observed, means the same."""
+    frames = cut(model.frames, slice(C)).replace(reset=np.zeros((C, ROWS), bool))
+
+    @jax.jit
+    def both(state):
+        inputs = state, frames.action, jax.random.key(7)
+        after, dreamt = model.network.apply(model.variables, *inputs, method="imagine")
+        return after, dreamt, model.network.apply(model.variables, state, frames, dreamt.z, method="observe_latents")
+
+    after, dreamt, (state, seen) = jax.device_get(both(model.state))
+    assert_close((after, dreamt.h, moments(dreamt.prior)), (state, seen.h, moments(seen.prior)))
+    score = (dreamt.z - dreamt.prior.mean) / dreamt.prior.std
+    assert abs(score.mean()) < 0.3
+    assert abs(score.std() - 1) < 0.2
+
+
+def test_imagining_with_the_posterior_s_latents_is_observing(model):
+    """``observe(C)`` then steps with recorded latents equals ``observe(T)``, in the row without a reset."""
+    state, _ = model.observe(model.state, cut(model.frames, slice(C)))
+    step = jax.jit(lambda *inputs: model.network.apply(model.variables, *inputs, method="step"))
+    for t in range(C, T):
+        state, h, prior = jax.device_get(step(state, model.frames.action[t]))
+        assert_close((h[T], prior[T, : prior.shape[-1] // 2]), (model.seen.h[t, T], model.seen.prior.mean[t, T]))
+        state = state.replace(z=model.seen.z[t])
+    assert_close(cut(state, T), cut(model.after, T))
+
+
+def test_chunks_return_the_states_at_their_ends(model):
+    after, seen = model.observe(model.state, model.frames, C)
+    halfway, _ = model.observe(model.state, cut(model.frames, slice(C)))
+    assert_close(cut(seen.states, 0), halfway)
+    assert_close(cut(seen.states, 1), model.after)
+    assert_close((after, seen.replace(states=None)), (model.after, model.seen))
+
+
+def test_a_chunk_that_does_not_divide_is_an_error(model):
+    with pytest.raises(ValueError, match="chunk must divide the number of frames 8: got 3"):
+        model.observe(model.state, model.frames, 3)
+
+
+@pytest.mark.parametrize("backbone", ["s5", "rssm"])
+def test_imagining_the_last_frame_alone_is_predicting_it(backbone):
+    space = spaces.MultiDiscrete((4, 2))
+    network, frames = make_network(backbone, space, "categorical"), random_frames(2, np.zeros((T, 3), bool), space)
+    variables, key = {"params": parameters(network, frames)}, jax.random.key(0)
+
+    @jax.jit
+    def run():
+        _, seen = network.apply(variables, network.initial_state((3,)), frames, key, "mode", method="observe")
+        return seen, network.apply(variables, frames, T - 1, key, "mode", method="open_loop")
+
+    seen, (past, future) = jax.device_get(run())
+    assert_close((past.h, past.z), (seen.h[:-1], seen.z[:-1]))
+    assert_close((future.h, future.prior.logits), (seen.h[-1:], seen.prior.logits[-1:]))
+    one_hot = future.z.reshape(1, 3, 2, 3)
+    np.testing.assert_array_equal(one_hot.argmax(-1), seen.prior.logits[-1:].argmax(-1))
+    np.testing.assert_array_equal(np.sort(one_hot), np.broadcast_to([0, 0, 1], one_hot.shape))
+
+
+def test_the_block_of_s4wm_keeps_the_contract():
+    check_sequence_model(nn.make_model("s5", d_model=D, d_state=8, num_layers=2, **BLOCK), length=8, long=64)
+
+
+# Latents and heads, by hand
+
+
+def test_categorical_latents_by_hand():
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    P, Q = (CategoricalLatent(np.log(x).astype(np.float32)) for x in (p, q))
+    kl, none, entropy = jax.jit(lambda: (P.kl(Q), P.kl(P), P.entropy()))()
+    assert kl == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3), abs=1e-6)
+    assert none == 0
+    assert entropy == pytest.approx(np.log(2) - 0.9 * np.log(0.9) - 0.1 * np.log(0.1), abs=1e-6)
+    logits = 5 * jax.random.normal(jax.random.key(0), (2, 1000, 4, 8))
+    assert jax.jit(lambda x: CategoricalLatent(x[0], 0.01).kl(CategoricalLatent(x[1], 0.01)))(logits).min() > 0
+
+
+def test_unimix_is_a_floor_that_imagination_does_not_have():
+    latent = CategoricalLatent(jnp.array([[50.0, 0, 0, 0]]), 0.1)
+    np.testing.assert_allclose(np.exp(latent.log_probs()), [[0.925, 0.025, 0.025, 0.025]], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(latent.sharp().log_probs()), [[1, 0, 0, 0]], atol=1e-6)
+    impossible = CategoricalLatent(jnp.array([[0.0, 50, 0, 0]]), 0.1)  # without unimix: 50 nats
+    assert latent.kl(impossible) == pytest.approx(0.9 * np.log(0.925 / 0.025), rel=1e-4)
+    many = jnp.broadcast_to(latent.logits, (10_000, 1, 4))
+    shares = jax.jit(lambda u: CategoricalLatent(many, u).sample(jax.random.key(0)).mean(0))
+    np.testing.assert_allclose(shares(0.1), [0.925, 0.025, 0.025, 0.025], atol=0.008)
+    np.testing.assert_allclose(shares(0.0), [1, 0, 0, 0])
+
+
+def test_the_gradient_of_a_sample_is_that_of_the_probabilities():
+    logits, weight = jnp.array([[1.0, -1.0, 0.5], [0.2, 0.1, 3.0]]), jnp.array([1.0, 2, 3, -1, 0, 1])
+
+    def through(x):
+        z = CategoricalLatent(x, 0.1).sample(jax.random.key(0))
+        return (weight * z).sum(), z
+
+    def probabilities(x):
+        return (weight.reshape(2, 3) * (0.9 * jax.nn.softmax(x) + 0.1 / 3)).sum()
+
+    gradient, z = jax.jit(jax.grad(through, has_aux=True))(logits)
+    np.testing.assert_allclose(gradient, jax.jit(jax.grad(probabilities))(logits), rtol=1e-5)
+    np.testing.assert_allclose(np.sort(np.reshape(z, (2, 3))), [[0, 0, 1]] * 2, atol=1e-6)
+
+
+def test_gaussian_latents_by_hand():
+    rng = np.random.default_rng(0)
+    (m, n), (s, t) = rng.normal(size=(2, 3)), rng.uniform(0.5, 2, (2, 3))
+    P, Q = (GaussianLatent(*(np.float32(x) for x in pair)) for pair in ((m, s), (n, t)))
+    kl, none, entropy, draws = jax.jit(
+        lambda: (P.kl(Q), P.kl(P), P.entropy(), jax.vmap(P.sample)(jax.random.split(jax.random.key(0), 20_000)))
+    )()
+    x = m + s * rng.normal(size=(400_000, 3))
+    log_ratio = ((x - n) ** 2 / t**2 - (x - m) ** 2 / s**2).sum(1) / 2 + np.log(t / s).sum()
+    assert kl == pytest.approx((np.log(t / s) + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5).sum(), rel=1e-5)
+    assert kl == pytest.approx(log_ratio.mean(), abs=0.02)  # the formula above, by its definition
+    assert none == 0
+    assert entropy == pytest.approx(0.5 * np.log((2 * np.pi * np.e) ** 3 * (s**2).prod()), rel=1e-5)
+    np.testing.assert_allclose((draws.mean(0), draws.std(0)), (m, s), atol=0.05)
+
+
+def test_what_a_dense_layer_makes_of_latents():
+    parameters = jnp.array([1.0, 2, 3, 4, 5, 6, -40, 0])
+    gaussian = latents.make_latent("gaussian", parameters, 2, 0.0)
+    np.testing.assert_allclose(gaussian.mean, [1, 2, 3, 4])
+    np.testing.assert_allclose(gaussian.std, np.log1p(np.exp([5, 6, -40, 0])) + 0.1, rtol=1e-5)
+    categorical = latents.make_latent("categorical", parameters, 2, 0.25)
+    assert (categorical.logits.shape, categorical.unimix) == ((4, 2), 0.25)
+    np.testing.assert_array_equal(categorical.mode(), [0, 1, 0, 1, 0, 1, 0, 1])
+    assert [latents.num_parameters(kind, 4, 2) for kind in ("categorical", "gaussian")] == [8, 16]
+
+
+def test_two_hot_by_hand_and_its_mean_inverts():
+    values = np.array([-300.0, -1.5, 0, 0.3, 1, 7, 1e5], np.float32)
+    squashed = np.sign(values) * np.log(1 + np.abs(values))
+    place = (squashed + 20) / 40 * 8  # on 9 bins, 5 apart
+    lower = np.floor(place).astype(int)
+    weights = np.zeros((7, 9))
+    weights[np.arange(7), lower], weights[np.arange(7), lower + 1] = 1 - (place - lower), place - lower
+    logits = np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32)
+    expected = -(weights * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(-1)
+    beyond = np.array([-1e12, 1e12], np.float32)
+
+    @jax.jit
+    def run():
+        loss, far = observations.two_hot_loss(logits, values), observations.two_hot_loss(logits[:2], beyond)
+        mean = observations.two_hot_mean(np.log(weights + 1e-12).astype(np.float32))
+        return loss, far, mean, observations.symlog(values), observations.symexp(observations.symlog(values))
+
+    loss, far, mean, symlog, again = jax.device_get(run())
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(far, (np.log(np.exp(logits).sum(-1, keepdims=True)) - logits)[[0, 1], [0, 8]], rtol=1e-4)
+    np.testing.assert_allclose(mean, values, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(symlog, squashed, rtol=1e-5)
+    np.testing.assert_allclose(again, values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [40, 64])
+def test_pictures_are_encoded_and_decoded(side):
+    space = spaces.Box(0, 255, (side, side, 3), np.uint8)
+    network, frames = make_network("none", space), random_frames(3, np.zeros((1, 2), bool), space)
+    variables, state = {"params": parameters(network, frames)}, network.initial_state((2,))
+
+    @jax.jit
+    def run(state):
+        terms, _, seen = network.apply(variables, state, frames, jax.random.key(0), method="loss")
+        return terms["obs"], network.apply(variables, seen.features, method="predict").obs
+
+    loss, outputs = jax.device_get(run(state))
+    assert outputs.shape == (1, 2, side, side, 3)
+    np.testing.assert_allclose(loss, 0.5 * ((outputs - frames.obs / 255) ** 2).sum((2, 3, 4)), rtol=1e-4)
+    guess = observations.observation_mode(space, jnp.array([0.5, -1.0, 2.0]).reshape(1, 1, 3))
+    np.testing.assert_array_equal(guess, np.array([128, 0, 255], np.uint8).reshape(1, 1, 3))
+    blurred = np.abs(outputs - outputs.mean((2, 3), keepdims=True)).max()
+    assert blurred > 1e-2, "every pixel is the same"
+    assert np.abs(outputs[:, 0] - outputs[:, 1]).max() > 1e-3, "every picture is the same"
+
+
+def test_integers_that_do_not_exist_are_never_predicted():
+    space = spaces.MultiDiscrete((2, 5, 3))
+    decoder = observations.Decoder(space, (8,), 2)
+    x = jax.random.normal(jax.random.key(0), (500, 4))
+    params = jax.tree.map(lambda p: 5 * p, drawn(jax.eval_shape(decoder.init, jax.random.key(0), x)))
+
+    @jax.jit
+    def run(params, obs):
+        outputs = decoder.apply(params, x)
+        loss = lambda p: observations.observation_loss(space, decoder.apply(p, x), obs).mean()  # noqa: E731
+        return outputs, observations.observation_mode(space, outputs), jax.value_and_grad(loss)(params)
+
+    obs = np.random.default_rng(0).integers(0, space.nvec, (500, 3), np.int32)
+    outputs, mode, (loss, gradient) = jax.device_get(run(params, obs))
+    exists = np.arange(5) < np.array(space.nvec)[:, None]
+    assert not np.exp(outputs)[:, ~exists].any()
+    assert mode.dtype == np.int32
+    assert (mode.max(0) < space.nvec).all()
+    assert (mode.max(0) > 0).all()
+    probs = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    chosen = probs[np.arange(500)[:, None], np.arange(3), obs]
+    assert loss == pytest.approx(-np.log(chosen).sum(1).mean(), rel=1e-4)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2)}), "a world model reads Discrete, MultiDiscrete, vectors or pictures"),
+        (spaces.Tuple((spaces.Discrete(2),)), "a world model reads Discrete"),
+        (spaces.Box(0, 1, (4, 4)), "a world model reads Discrete"),
+        (spaces.Box(0, 255, (30, 30, 3), np.uint8), "square, uint8, with a side divisible by 8"),
+        (spaces.Box(0, 255, (40, 32, 3), np.uint8), "square, uint8"),
+        (spaces.Box(0, 1, (40, 40, 3)), "square, uint8"),
+    ],
+)
+def test_observations_that_cannot_be_decoded(space, message):
+    with pytest.raises(ValueError, match=message):
+        observations.check_space(space)
+
+
+# Frames
+
+
+@struct.dataclass
+class Page(EnvState):
+    episode: jax.Array
+    action: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Diary(Environment):
+    """Observes the episode's number, the last action (from 1; 0 at the start) and the time.
+
+    The reward is the time and ten times the action. One episode in three terminates after 2 steps, the clock ends the
+    others after 4.
+    """
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=4)
+
+    def observation_space(self, params):
+        return spaces.Box(0.0, 1e4, (3,))
+
+    def action_space(self, params):
+        return ACTIONS
+
+    def observe(self, state):
+        return jnp.stack([state.episode, state.action + 1, state.time]).astype(jnp.float32)
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jax.random.randint(key, (), 0, 10_000, jnp.int32), jnp.int32(-1))
+        return self.observe(state), state
+
+    def step_env(self, key, state, action, params):
+        state = Page(state.time + 1, state.episode, action)
+        reward = (state.time + 10 * action).astype(jnp.float32)
+        return self.observe(state), state, reward, (state.episode % 3 == 0) & (state.time >= 2), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Diary):
+    """Has nothing random about it."""
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jnp.int32(1), jnp.int32(-1))
+        return self.observe(state), state
+
+    def script(self, key, state, params):
+        return jnp.array([2, 0, 1, 2], jnp.int32)
+
+
+def test_frames_say_which_action_led_where_and_hold_the_ends():
+    """Over two recordings, of which the second goes on where the first one ended."""
+    env = Diary()
+    run = jax.jit(lambda stream, key: record(env, env.default_params, stream, 15, key))
+    stream = jax.jit(lambda key: open_stream(env, env.default_params, 16, key))(jax.random.key(0))
+    parts = []
+    for seed in (1, 2):
+        stream, frames, states = run(stream, jax.random.key(seed))
+        parts.append((frames, states))
+    f, states = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    episode, acted, time = np.moveaxis(f.obs, -1, 0)
+    np.testing.assert_array_equal(states.time, time)
+    assert f.reset[0].all()
+    np.testing.assert_array_equal(f.reset, time == 0)
+    np.testing.assert_array_equal(acted, np.where(f.reset, 0, f.action + 1))
+    np.testing.assert_array_equal(f.reward, np.where(f.reset, 0, time + 10 * f.action))
+    assert not f.action[f.reset].any()
+    np.testing.assert_array_equal(f.terminated, (episode % 3 == 0) & (time == 2))
+    last = f.terminated | (time == 4)
+    np.testing.assert_array_equal(f.reset[1:], last[:-1])
+    same = episode[1:] == episode[:-1]
+    np.testing.assert_array_equal(same, ~f.reset[1:])
+    np.testing.assert_array_equal((time[1:] == time[:-1] + 1), same)
+    assert f.terminated.sum() > 5 < (time == 4).sum()
+    assert set(np.unique(f.action[~f.reset])) == {0, 1, 2}
+    assert 0 < last[14].sum() < 16  # some go on from one recording to the next, some do not
+
+
+def test_a_stream_that_goes_on_is_one_long_recording():
+    env = Scripted()
+
+    @jax.jit
+    def run():
+        start = open_stream(env, env.default_params, 2, jax.random.key(0))
+        once = record(env, env.default_params, start, 14, jax.random.key(1))[1:]
+        stream, *first = record(env, env.default_params, start, 7, jax.random.key(2))
+        return once, first, record(env, env.default_params, stream, 7, jax.random.key(3))[1:]
+
+    once, first, second = jax.device_get(run())
+    for whole, *halves in zip(*map(jax.tree.leaves, (once, first, second)), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(halves))
+    np.testing.assert_array_equal(once[0].action[:, 0], [0, 2, 0, 1, 2] * 2 + [0, 2, 0, 1])
+
+
+# The agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Match(Environment):
+    """After three steps a coin is shown, and heads after action 1 gives the reward: only the last frame tells."""
+
+    shows: Literal["coin", "dict", "small"] = registry.hp("coin", "kind of observation")
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=3)
+
+    def observation_space(self, params):
+        if self.shows == "small":
+            return spaces.Box(0, 255, (30, 30, 3), np.uint8)
+        coin = spaces.MultiDiscrete((3,))
+        return spaces.Dict({"coin": coin}) if self.shows == "dict" else coin
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        obs = jnp.zeros(1, jnp.int32)
+        obs = {"coin": obs} if self.shows == "dict" else obs
+        return (jnp.zeros((30, 30, 3), jnp.uint8) if self.shows == "small" else obs), EnvState(jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        state = EnvState(state.time + 1)
+        coin, last = jax.random.bernoulli(key).astype(jnp.int32), state.time == 3
+        reward = (last & (action + coin == 2)).astype(jnp.float32)
+        return jnp.where(last, 1 + coin, 0)[None].astype(jnp.int32), state, reward, last, {}
+
+
+SMALL = {"num_envs": 16, "groups": 2, "classes": 3, "hidden": (16,), "warmup": 5.0, "anneal": "none"}
+RATES = {"learning_rate": 0.02, "rep_weight": 0.2, "dyn_weight": 0.8, "free_nats": 0.0, "unimix": 0.01}
+RATES |= {"obs_weight": 1.0, "reward_weight": 4.0, "continue_weight": 1.0}
+MEMBERS = {"learning_rate": [0.02, 0.02, 0.0, 0.02], "rep_weight": [0.2, 0.2, 0.2, 5.0], "free_nats": [0, 0, 0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two updates of one run, and a population (another seed, no learning, other weights) after two and after many."""
+    agent = S4WM(Match(), Match().default_params, nn.make_model("gru", d_model=D), **SMALL)
+
+    def advance(rates, state):
+        return agent.replace(**rates).update(state)
+
+    init, update = jax.jit(agent.init), jax.jit(advance)
+    m = SimpleNamespace(update=update, states=[init(jax.random.key(0))], metrics=[])
+    for _ in range(2):
+        state, measured = update(RATES, m.states[-1])
+        m.states.append(state)
+        m.metrics.append(jax.device_get(measured))
+    m.other = update(RATES | {"rep_weight": 5.0, "free_nats": 1.0}, m.states[0])[0]
+    rates = {k: jnp.array(MEMBERS.get(k, [v] * 4), jnp.float32) for k, v in RATES.items()}
+    starts = [init(jax.random.key(i)) for i in (0, 1, 0, 0)]
+    state, several = jax.jit(lambda *x: jax.tree.map(lambda *y: jnp.stack(y), *x))(*starts), jax.jit(jax.vmap(advance))
+    m.population = []
+    for _ in range(200):
+        state, measured = several(rates, state)
+        m.population.append((state, measured))
+    return m
+
+
+def test_two_updates_compile_once_and_move_everything(trained):
+    assert trained.update._cache_size() == 1, "an update was compiled again"
+    for measured in trained.metrics:
+        assert all(v.shape == () and np.isfinite(v) for v in measured.values()), measured
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), s) for s in trained.states]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(trained.states[0]))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained.states[0].params, trained.states[2].params)
+    assert all(jax.tree.leaves(moved)), f"parameters that do not learn: {moved}"
+    assert float(trained.metrics[1]["learning_rate"]) == pytest.approx(0.02 * 2 / 5)
+
+
+def test_a_population_is_its_members_alone(trained):
+    (one, _), (two, measured) = trained.population[:2]
+    assert_close(cut(two.params, 0), trained.states[2].params, 1e-4)
+    assert_close(cut(two.carry, 0), trained.states[2].carry, 1e-4)
+    assert_close({k: v[0] for k, v in measured.items()}, trained.metrics[1], 1e-3)
+    assert_close(cut(one.params, 3), trained.other.params, 1e-4)
+    assert_close(cut(two.params, 2), trained.states[0].params, 1e-6)
+    assert not np.allclose(measured["loss"][0], measured["loss"][1], 1e-3)
+    assert not np.allclose(measured["loss"][0], measured["loss"][3], 1e-3)
+
+
+def test_a_reward_on_the_last_frame_alone_is_learnt(trained):
+    """One frame in 16 has reward 1, and only who reads the last frame and the action that led to it knows which."""
+    share = (np.log(2) / 20 + 1) / 2 * 40 - 20  # of reward 1 that goes to the upper one of its two bins
+    entropy = lambda p: -p * np.log(p) - (1 - p) * np.log(1 - p)  # noqa: E731
+    baseline, best = entropy(share / 16), entropy(share) / 16
+    loss = np.mean([measured["reward_loss"] for _, measured in trained.population[-50:]], axis=0)
+    assert (loss[:2] < best + 0.2 * (baseline - best)).all(), (loss, best, baseline)
+    assert loss[2] > baseline
+
+
+def test_free_nats_stop_the_gradient_below_them_exactly(trained):
+    """With nothing but divergences in the loss, prior and posterior learn above the threshold and not below it."""
+    alone = RATES | dict.fromkeys(("obs_weight", "reward_weight", "continue_weight"), 0.0)
+    above, below = (
+        jax.device_get(trained.update(alone | {"free_nats": nats}, trained.states[2])[1]) for nats in (0.0, 50.0)
+    )
+    assert above["grad_norm"] > 1e-3
+    assert below["grad_norm"] == 0
+    assert below["kl"] == above["kl"] > 0
+    np.testing.assert_allclose([above["loss"], below["loss"]], [above["kl"], 50], rtol=1e-5)  # .8 + .2 = 1
+
+
+TINY = {
+    "env": "test/Match",
+    "agent": "s4wm",
+    "agent.num_envs": 4,
+    "agent.num_steps": 3,  # shorter than an episode: carry and stream go on
+    "agent.hidden": (8,),
+    "agent.groups": 1,
+    "agent.anneal": "none",
+    "model": "gru",
+    "model.d_model": 8,
+    "log.every": 1,
+    "eval.episodes": 4,
+    "wandb": "off",
+}
+
+
+@pytest.fixture
+def match():
+    envs.register("test/Match")(Match)
+    yield
+    registry.envs._user.clear()
+
+
+def test_a_resumed_run_is_bit_for_bit_the_one_that_never_stopped(match, tmp_path):
+    config = ssmrl.resolve([], {**TINY, "run.dir": str(tmp_path / "run"), "total_steps": 60, "checkpoint.keep": 9})
+    whole = ssmrl.train(config, quiet=True)
+    killed = shutil.copytree(
+        whole.dir, tmp_path / "killed", ignore=shutil.ignore_patterns("36", "48", "60", "final.json")
+    )
+    resumed = training.resume(killed, quiet=True)
+    for a, b in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+    assert whole.state.updates[0] == 5
+    assert whole.state.carry.z.any()
+    assert 0 <= whole.summary["tile_acc"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("shows", "message"),
+    [("dict", "a world model reads Discrete"), ("small", "square, uint8, with a side divisible by 8: got .*30, 30, 3")],
+)
+def test_what_cannot_be_modelled_is_refused_before_anything_is_written(match, tmp_path, shows, message):
+    config = ssmrl.resolve([], {**TINY, "env.shows": shows, "run.dir": str(tmp_path / "run"), "total_steps": 12})
+    with pytest.raises(registry.UserError, match=message):
+        ssmrl.train(config, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+# Evaluation, with an oracle for a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours(Environment):
+    """Shows a colour, then another one, and beside them the time; the last frame's reward is 1 if the first is red."""
+
+    has_reward = True
+    context = 2
+    kinds = tuple(("wall", i) for i in range(5))
+    num_tiles = 2
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=4)
+
+    def lay_out(self, seen):
+        return seen[:, None]
+
+    def observation_space(self, params):
+        return spaces.MultiDiscrete((5, 5))
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observe(self, state):
+        return jnp.stack([state.episode[(state.time == 3).astype(jnp.int32)], state.time])
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jax.random.randint(key, (2,), 0, 4, jnp.int32), jnp.int32(0))
+        return self.observe(state), state
+
+    def step_env(self, key, state, action, params):
+        state = state.replace(time=state.time + 1)
+        reward = ((state.time == 4) & (state.episode[0] == 0)).astype(jnp.float32)
+        return self.observe(state), state, reward, jnp.bool_(False), {}
+
+    def annotate(self, state, params):
+        cells = jnp.array([0, -1], jnp.int32).at[0].add(state.time == 3)
+        door = {"door": jnp.array([False, True]) & (state.time > 2)}
+        return Annotation(cells, door, {})
+
+
+class Oracle:
+    """Sees everything; imagines the colour it saw last for ever, the time but for the end, and no reward."""
+
+    observation_space = spaces.MultiDiscrete((5, 5))
+
+    def initial_state(self, batch_shape):
+        return ()
+
+    def apply(self, variables, *inputs, method):
+        return getattr(self, method)(*inputs)
+
+    def observe(self, state, frames, key, draw):
+        shape = frames.reset.shape
+        prior, posterior = (
+            CategoricalLatent(jnp.broadcast_to(jnp.log(jnp.array([[p, 1 - p]])), (*shape, 1, 2))) for p in (0.5, 0.25)
+        )
+        features = jnp.concatenate([frames.obs, frames.reward[..., None]], -1)
+        return (), Latents(features, jnp.zeros((*shape, 0)), prior, posterior)
+
+    def open_loop(self, frames, context, key, draw):
+        colour = jnp.broadcast_to(frames.obs[context - 1, :, 0], (3, *frames.reset.shape[1:]))
+        colour = colour if draw == "mode" else jnp.full_like(colour, 4)
+        time = jnp.broadcast_to(jnp.array([2, 3, 0])[:, None], colour.shape)
+        return (), Latents(jnp.stack([colour, time, jnp.zeros_like(time)], -1), jnp.zeros((*colour.shape, 0)), None)
+
+    def predict(self, features):
+        reward = jnp.where(features[..., 2:3] > 0.5, jnp.array([0, 0, 9.0]), jnp.array([0, 9.0, 0]))
+        return SimpleNamespace(obs=jax.nn.one_hot(features[..., :2].astype(jnp.int32), 5), reward=reward)
+
+
+def test_evaluation_by_an_oracle():
+    """Three frames to imagine: the colour that was seen, one that was not, and the first again."""
+    env, episodes = Colours(), 128
+    scalars, curves = jax.device_get(
+        jax.jit(lambda key: evaluate_world_model(Oracle(), {}, env, env.default_params, key, episodes))(
+            jax.random.key(0)
+        )
+    )
+    chance = 0.25 + 3 * (0.25 * 0.75 / episodes) ** 0.5  # with a margin
+    assert scalars["tile_acc_seen"] == scalars["tile_acc_recon"] == 1
+    assert scalars["tile_acc_seen_next"] == 1
+    assert scalars["tile_acc_seen_sampled"] == 0
+    assert 0.5 - chance < scalars["tile_acc_unseen"] < chance
+    assert 0.5 - chance < scalars["tile_acc_seen_shuffled"] < chance
+    assert 0.25 <= scalars["chance"] < chance
+    np.testing.assert_array_equal(curves["tile_acc_seen"], [1, np.nan, 1])
+    np.testing.assert_allclose(curves["tile_acc_unseen"], [np.nan, scalars["tile_acc_unseen"], np.nan])
+    assert scalars["door_acc"] == scalars["door_acc_shuffled"] == 0.5
+    np.testing.assert_array_equal(curves["door_acc"], [np.nan, 1, 0])
+    assert scalars["tile_acc"] == pytest.approx((4 + scalars["tile_acc_unseen"]) / 6)
+    assert scalars["recon_mse"] == 0
+    wrong = ((tiles.pictures(env.kinds)[4] / 255.0 - tiles.pictures(env.kinds)[0] / 255.0) ** 2).sum()
+    assert curves["gen_mse"][0] == 0
+    assert curves["gen_mse"][2] == pytest.approx(wrong, rel=1e-4)
+    assert scalars["gen_mse"] == pytest.approx(curves["gen_mse"].mean(), rel=1e-5)
+    assert scalars["kl_seen"] == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), rel=1e-4)
+    assert scalars["prior_entropy_seen"] == pytest.approx(np.log(2), rel=1e-4)
+    assert scalars["reward_acc_infer"] == 1
+    assert 0.75 - chance + 0.25 < scalars["reward_acc_imagine"] < 0.5 + chance
+    assert world_evaluation.score(env, env.default_params) == "reward_acc_imagine"
+    assert world_evaluation.score(Match(), Match().default_params) == "tile_acc"
+    assert world_evaluation.score(Diary(), Diary().default_params) == "gen_r2"
