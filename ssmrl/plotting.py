@@ -24,7 +24,8 @@ def plot_runs(
     """Draw learning curves of the runs' score, or of ``metric``: means (or interquartile means) over seeds.
 
     With 95 % bootstrap intervals. Runs that differ in their seeds alone are one curve; each environment has a panel.
-    Returns the path of the PNG: ``output``, or ``plots/learning_curve.png`` of the first run. Raises ``UserError`` if a run has no such metric.
+    Returns the path of the PNG: ``output``, or ``plots/learning_curve.png`` of the first run. Raises ``UserError`` if a
+    run has no such metric.
     """
     output = output or run_dirs[0] / "plots" / "learning_curve.png"
     experiments = read_experiments(run_dirs, metric)
