@@ -13,7 +13,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
-from ssmrl.agents import num_updates
+from ssmrl.agents import num_updates, score_of
 from ssmrl.config import Config
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -72,7 +72,7 @@ class Console:
 
     def log(self, updates: int, metrics: dict[str, Any], steps_per_s: float) -> None:
         """Show a log point."""
-        name = self.agent.score
+        name = score_of(self.agent)
         scores = np.asarray(metrics.get(name, metrics.get(f"eval/{name}", np.nan)), float)
         self.curve.append(float(np.mean(scores)))
         done, elapsed = updates - self.first, time.perf_counter() - self.began
@@ -106,7 +106,7 @@ class Console:
     def done(self, summary: dict[str, Any], plot: Path) -> None:
         """Show the final evaluation and what to type next."""
         self._end_live()
-        name, seeds = self.agent.score, summary["seeds"]
+        name, seeds = score_of(self.agent), summary["seeds"]
         of_seeds = [summary[f"{name}/seed_{i}"] for i in range(seeds)]
         spread = f" ± {np.std(of_seeds):.3f} over seeds" if seeds > 1 else ""
         self.rich.print(

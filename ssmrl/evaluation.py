@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ssmrl import checkpoint, portable
-from ssmrl.agents import make_agent
+from ssmrl.agents import make_agent, score_of
 from ssmrl.config import Config, resolve, to_flat
 from ssmrl.envs import make as make_env
 from ssmrl.policy import Policy, PolicyCarry
@@ -269,7 +269,7 @@ def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy
 def restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:
     """A run's agent, its state (leaves ``[seeds, ...]``) and the checkpoint that this is from."""
     agent = make_agent(config)
-    path = find_checkpoint(run_dir, step, agent.score)
+    path = find_checkpoint(run_dir, step, score_of(agent))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
     like = jax.eval_shape(jax.vmap(agent.init), keys)
     return agent, checkpoint.restore(path, like), path

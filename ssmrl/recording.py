@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmrl import checkpoint
-from ssmrl.agents import num_updates
+from ssmrl.agents import num_updates, score_of
 from ssmrl.config import Config, to_yaml
 from ssmrl.console import Console
 from ssmrl.evaluation import summarize, summarize_metrics, write_json
@@ -123,7 +123,7 @@ class Recorder:
 
     def checkpoint(self, state: Any, metrics: dict[str, Any]) -> None:
         """Save ``state``, leaves ``[seeds, ...]``, and delete what is no longer to be kept."""
-        name = self.agent.score
+        name = score_of(self.agent)
         evaluated = metrics.get(f"eval/{name}") if self.config.eval.every or name not in metrics else None
         score = np.mean(metrics.get(name, np.nan) if evaluated is None else evaluated)
         facts = {"updates": self.updates, "wall_s": self.wall_s, name: float(score) if np.isfinite(score) else None}
@@ -176,10 +176,10 @@ class Recorder:
             "env_steps": self.env_steps,
             "total_steps": self.total * self.agent.steps_per_update,
             "reason": reason,
-            "score": self.agent.score,
+            "score": score_of(self.agent),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        name, metrics = self.agent.score, metrics or {}
+        name, metrics = score_of(self.agent), metrics or {}
         score = metrics.get(name, metrics.get(f"eval/{name}"))
         if score is not None:
             facts[name] = float(np.mean(score))

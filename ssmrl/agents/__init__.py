@@ -5,8 +5,9 @@ An agent is a frozen pytree of hyper-parameters with ``env``, ``env_params``, ``
 ``update(state) -> (State, metrics)`` and ``policy(state) -> Policy``. Its State has ``params``.
 Metrics are scalars; ``loss`` and ``grad_norm`` must be there, others are logged as they are; ``return_mean`` and
 ``length_mean`` are over the ``episodes`` that ended (NaN if none did). One that learns something else than a policy has
-``evaluate(state, key, episodes=...) -> metrics`` instead of ``policy``. ``score`` names the metric that runs are judged
-by, the higher the better. One that reads files has ``inputs() -> {name: hash}``, which must not change in a run.
+``evaluate(state, key, episodes=...) -> metrics`` instead of ``policy``, and ``score``, which names the metric that its
+runs are judged by (the higher the better; ``return_mean`` where there is none). One that reads files has
+``input_files() -> {name: hash}``, which must not change in a run.
 """
 
 if __name__ != "ssmrl.agents":
@@ -34,9 +35,14 @@ def make_agent(config: Config) -> Any:
     return agent.replace(total_updates=float(num_updates(config, agent)))
 
 
+def score_of(agent: Any) -> str:
+    """Name of the metric that an agent's runs are judged by."""
+    return getattr(agent, "score", "return_mean")
+
+
 def num_updates(config: Config, agent: Any) -> int:
     """How many updates ``total_steps`` makes, rounded up."""
     return -(-config.total_steps // agent.steps_per_update)
 
 
-__all__ = ["make_agent", "num_updates", "register"]
+__all__ = ["make_agent", "num_updates", "register", "score_of"]

@@ -22,7 +22,16 @@ MODELS = [e.name for e in registry.models.entries() if not e.alias]
 INPUTS = [("obs",), ("obs", "action"), ("obs", "reward"), ("obs", "start"), ("obs", "action", "reward", "start")]
 SMALL = {
     "ppo": {"num_envs": 4, "num_steps": 8, "epochs": 1, "num_minibatches": 1, "heads": (8,)},
-    "s4wm": {"num_envs": 4, "num_steps": 8, "hidden": (8,), "groups": 2, "classes": 3, "bins": 5, "warmup": 0.0},
+    "s4wm": {
+        "num_envs": 4,
+        "num_steps": 8,
+        "hidden": (8,),
+        "groups": 2,
+        "classes": 3,
+        "bins": 5,
+        "warmup": 0.0,
+        "anneal": "none",
+    },
 }
 TWICE = {"ppo": {"num_minibatches": 2, "epochs": 2}}
 
