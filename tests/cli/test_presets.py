@@ -64,9 +64,39 @@ def _smaller(name, **settings):
 
 # These differ from brax/halfcheetah-P in their environment alone, which has tests of its own.
 SLOW = {"brax/ant-P", "brax/hopper-P", "brax/walker2d-P"}
+WORLDS = [name for name in NAMES if name.startswith("worldmodel/") and name.count("/") == 1]
+BACKBONES = [name for name in NAMES if "backbones/" in name]
+POLICIES = [name for name in NAMES if not name.startswith("worldmodel/")]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_model_learns_from_whole_episodes(name):
+    facts = training.dry_run(resolve([name]))
+    env, _ = ssmrl.make_env(facts["env"])
+    assert facts["minibatch"].startswith(f"[{env.context + env.query}, ")
+    assert facts["parameters"] > 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("s4wm", (0.8, 0.2, 0)), ("dreamerv3", (1, 0.1, 1)), ("r2i", (0.5, 0.1, 1))]
+)
+def test_balances_of_the_divergences(name, weights):
+    flat = to_flat(resolve(["worldmodel/cue_recall", f"worldmodel/kl/{name}"]))
+    assert tuple(flat[f"agent.{k}"] for k in ("dyn_weight", "rep_weight", "free_nats")) == weights
+    assert flat["env"] == "memory/CueRecall-64"
+
+
+@pytest.mark.parametrize("world", ["worldmodel/ring_recall", "worldmodel/two_rooms"])  # the smallest and the largest
+def test_backbones_are_of_one_size(world):
+    def size(*presets):
+        agent = ssmrl.agents.make_agent(resolve([world, *presets]))
+        return sum(x.size for x in jax.tree.leaves(jax.eval_shape(agent.init, jax.random.key(0)).params))
+
+    s5 = size()
+    assert {name: size(name) / s5 for name in BACKBONES} == pytest.approx(dict.fromkeys(BACKBONES, 1.0), abs=0.05)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in POLICIES])
 def test_two_updates(name):
     init, update = ssmrl.make_train(_smaller(name))
     key, quick = jax.random.key(0), {"xla_backend_optimization_level": "0"}

@@ -19,6 +19,10 @@ SKIPPED = {
     "brax/swimmer": "brax cannot step it",
 }
 BRAX = ("brax/inverted_pendulum", "brax/reacher-P")  # each costs 10 s to compile
+MEMORY = (  # the others differ in their sizes alone
+    *("memory/RingRecall-8", "memory/CueRecall-16", "memory/DistractingMemory-8", "memory/MultiDoorsKeys-2"),
+    *("memory/TwoRooms", "memory/TwoRooms-Teleport", "memory/NoisyTile"),
+)
 ADAPTERS = ("craftax/", "dmc/", "jumanji/", "navix/", "xminigrid/")  # test_adapters.py, where they are installed
 SAME_START = "warning: 8 keys gave the same start"
 # What is known to be odd: the beginning of each finding, and the reason for it.
@@ -44,7 +48,8 @@ ODD = {
 def _ids():
     for entry in registry.entries():
         name = entry.name if entry.suffix is None else f"{entry.name}/{entry.fields[entry.suffix].default}"
-        if name not in SKIPPED and not name.startswith(ADAPTERS) and (not name.startswith("brax/") or name in BRAX):
+        chosen = name in (*BRAX, *MEMORY) or not name.startswith(("brax/", "memory/", *ADAPTERS))
+        if chosen and name not in SKIPPED:
             yield name
 
 
@@ -58,7 +63,12 @@ def _first_of_its_class(cls):
     return next(e.name for e in registry.entries() if (e.module, e.cls) == cls)
 
 
-@pytest.mark.parametrize("id", [*_ids()])
+def _slow(id):
+    """Of games that are replayed against the originals at every difficulty, one is enough here."""
+    return [pytest.mark.slow] if id.startswith("popgym/") and id.endswith(("Medium", "Hard")) else []
+
+
+@pytest.mark.parametrize("id", [pytest.param(id, marks=_slow(id)) for id in _ids()])
 def test_contract(id):
     env, _ = envs.make(id)
     entry = registry.find(id)
@@ -72,7 +82,7 @@ def test_contract(id):
 
 def test_nothing_is_skipped_or_odd_that_is_not_registered():
     names = {entry.name for entry in registry.entries()}
-    assert set(SKIPPED) | set(BRAX) <= names
+    assert {*SKIPPED, *BRAX, *MEMORY} <= names
     assert {id if id in names else id.rpartition("/")[0] for id in ODD} <= names
 
 

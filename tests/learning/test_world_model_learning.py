@@ -27,7 +27,7 @@ def measure(init, learn, evaluate, updates, seed=0):
     return jax.device_get(evaluate(state, jax.random.key(seed + 100)))
 
 
-@pytest.fixture(scope="module", params=[("s5", 800), ("none", 100)], ids=["s5", "none"])
+@pytest.fixture(scope="module", params=[("s5", 800), ("none", 300)], ids=["s5", "none"])
 def measured(request):
     model, updates = request.param
     return model, measure(*functions(model), updates)

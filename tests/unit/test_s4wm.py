@@ -1,0 +1,397 @@
+"""What the frames of a world model mean, how its agent learns from them, and how it is evaluated."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+import ssmrl
+from ssmrl import envs, nn, registry, spaces, training, world_evaluation
+from ssmrl.agents.s4wm import S4WM
+from ssmrl.envs import Environment, EnvParams, EnvState
+from ssmrl.envs.memory import tiles
+from ssmrl.envs.memory.scripted import Annotation
+from ssmrl.frames import open_stream, record
+from ssmrl.nn.latents import CategoricalLatent
+from ssmrl.world_evaluation import evaluate_world_model
+from ssmrl.world_model import Latents
+
+ACTIONS = spaces.Discrete(3)
+
+
+def cut(tree, *index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def assert_close(got, want, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, tolerance, tolerance)
+
+
+# Frames
+
+
+@struct.dataclass
+class Page(EnvState):
+    episode: jax.Array
+    action: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Diary(Environment):
+    """Observes the episode's number, the last action (from 1; 0 at the start) and the time.
+
+    The reward is the time and ten times the action. One episode in three terminates after 2 steps, the clock ends the
+    others after 4.
+    """
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=4)
+
+    def observation_space(self, params):
+        return spaces.Box(0.0, 1e4, (3,))
+
+    def action_space(self, params):
+        return ACTIONS
+
+    def observe(self, state):
+        return jnp.stack([state.episode, state.action + 1, state.time]).astype(jnp.float32)
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jax.random.randint(key, (), 0, 10_000, jnp.int32), jnp.int32(-1))
+        return self.observe(state), state
+
+    def step_env(self, key, state, action, params):
+        state = Page(state.time + 1, state.episode, action)
+        reward = (state.time + 10 * action).astype(jnp.float32)
+        return self.observe(state), state, reward, (state.episode % 3 == 0) & (state.time >= 2), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted(Diary):
+    """Has nothing random about it."""
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jnp.int32(1), jnp.int32(-1))
+        return self.observe(state), state
+
+    def script(self, key, state, params):
+        return jnp.array([2, 0, 1, 2], jnp.int32)
+
+
+def test_frames_say_which_action_led_where_and_hold_the_ends():
+    """Over two recordings, of which the second goes on where the first one ended."""
+    env = Diary()
+    run = jax.jit(lambda stream, key: record(env, env.default_params, stream, 15, key))
+    stream = jax.jit(lambda key: open_stream(env, env.default_params, 16, key))(jax.random.key(0))
+    parts = []
+    for seed in (1, 2):
+        stream, frames, states = run(stream, jax.random.key(seed))
+        parts.append((frames, states))
+    f, states = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    episode, acted, time = np.moveaxis(f.obs, -1, 0)
+    np.testing.assert_array_equal(states.time, time)
+    assert f.reset[0].all()
+    np.testing.assert_array_equal(f.reset, time == 0)
+    np.testing.assert_array_equal(acted, np.where(f.reset, 0, f.action + 1))
+    np.testing.assert_array_equal(f.reward, np.where(f.reset, 0, time + 10 * f.action))
+    assert not f.action[f.reset].any()
+    np.testing.assert_array_equal(f.terminated, (episode % 3 == 0) & (time == 2))
+    last = f.terminated | (time == 4)
+    np.testing.assert_array_equal(f.reset[1:], last[:-1])
+    same = episode[1:] == episode[:-1]
+    np.testing.assert_array_equal(same, ~f.reset[1:])
+    np.testing.assert_array_equal((time[1:] == time[:-1] + 1), same)
+    assert f.terminated.sum() > 5 < (time == 4).sum()
+    assert set(np.unique(f.action[~f.reset])) == {0, 1, 2}
+    assert 0 < last[14].sum() < 16  # some go on from one recording to the next, some do not
+
+
+def test_a_stream_that_goes_on_is_one_long_recording():
+    env = Scripted()
+
+    @jax.jit
+    def run():
+        start = open_stream(env, env.default_params, 2, jax.random.key(0))
+        once = record(env, env.default_params, start, 14, jax.random.key(1))[1:]
+        stream, *first = record(env, env.default_params, start, 7, jax.random.key(2))
+        return once, first, record(env, env.default_params, stream, 7, jax.random.key(3))[1:]
+
+    once, first, second = jax.device_get(run())
+    for whole, *halves in zip(*map(jax.tree.leaves, (once, first, second)), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(halves))
+    np.testing.assert_array_equal(once[0].action[:, 0], [0, 2, 0, 1, 2] * 2 + [0, 2, 0, 1])
+
+
+# The agent
+
+
+@dataclasses.dataclass(frozen=True)
+class Match(Environment):
+    """After three steps a coin is shown, and heads after action 1 gives the reward: only the last frame tells."""
+
+    shows: Literal["coin", "dict", "small"] = registry.hp("coin", "kind of observation")
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=3)
+
+    def observation_space(self, params):
+        if self.shows == "small":
+            return spaces.Box(0, 255, (30, 30, 3), np.uint8)
+        coin = spaces.MultiDiscrete((3,))
+        return spaces.Dict({"coin": coin}) if self.shows == "dict" else coin
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def reset_env(self, key, params):
+        obs = jnp.zeros(1, jnp.int32)
+        obs = {"coin": obs} if self.shows == "dict" else obs
+        return (jnp.zeros((30, 30, 3), jnp.uint8) if self.shows == "small" else obs), EnvState(jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        state = EnvState(state.time + 1)
+        coin, last = jax.random.bernoulli(key).astype(jnp.int32), state.time == 3
+        reward = (last & (action + coin == 2)).astype(jnp.float32)
+        return jnp.where(last, 1 + coin, 0)[None].astype(jnp.int32), state, reward, last, {}
+
+
+SMALL = {"num_envs": 16, "groups": 2, "classes": 3, "hidden": (16,), "warmup": 5.0, "anneal": "none"}
+RATES = {"learning_rate": 0.02, "rep_weight": 0.2, "dyn_weight": 0.8, "free_nats": 0.0, "unimix": 0.01}
+RATES |= {"obs_weight": 1.0, "reward_weight": 4.0, "continue_weight": 1.0}
+MEMBERS = {"learning_rate": [0.02, 0.02, 0.0, 0.02], "rep_weight": [0.2, 0.2, 0.2, 5.0], "free_nats": [0, 0, 0, 1.0]}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Two updates of one run, and a population (another seed, no learning, other weights) after two and after many."""
+    agent = S4WM(Match(), Match().default_params, nn.make_model("gru", d_model=8), **SMALL)
+
+    def advance(rates, state):
+        return agent.replace(**rates).update(state)
+
+    init, update = jax.jit(agent.init), jax.jit(advance)
+    m = SimpleNamespace(update=update, states=[init(jax.random.key(0))], metrics=[])
+    for _ in range(2):
+        state, measured = update(RATES, m.states[-1])
+        m.states.append(state)
+        m.metrics.append(jax.device_get(measured))
+    m.other = update(RATES | {"rep_weight": 5.0, "free_nats": 1.0}, m.states[0])[0]
+    rates = {k: jnp.array(MEMBERS.get(k, [v] * 4), jnp.float32) for k, v in RATES.items()}
+    starts = [init(jax.random.key(i)) for i in (0, 1, 0, 0)]
+    state, several = jax.jit(lambda *x: jax.tree.map(lambda *y: jnp.stack(y), *x))(*starts), jax.jit(jax.vmap(advance))
+    m.population = []
+    for _ in range(200):
+        state, measured = several(rates, state)
+        m.population.append((state, measured))
+    return m
+
+
+def test_two_updates_compile_once_and_move_everything(trained):
+    assert trained.update._cache_size() == 1, "an update was compiled again"
+    for measured in trained.metrics:
+        assert all(v.shape == () and np.isfinite(v) for v in measured.values()), measured
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), s) for s in trained.states]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves(trained.states[0]))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained.states[0].params, trained.states[2].params)
+    assert all(jax.tree.leaves(moved)), f"parameters that do not learn: {moved}"
+    assert float(trained.metrics[1]["learning_rate"]) == pytest.approx(0.02 * 2 / 5)
+
+
+def test_a_population_is_its_members_alone(trained):
+    (one, _), (two, measured) = trained.population[:2]
+    assert_close(cut(two.params, 0), trained.states[2].params, 1e-4)
+    assert_close(cut(two.carry, 0), trained.states[2].carry, 1e-4)
+    assert_close({k: v[0] for k, v in measured.items()}, trained.metrics[1], 1e-3)
+    assert_close(cut(one.params, 3), trained.other.params, 1e-4)
+    assert_close(cut(two.params, 2), trained.states[0].params, 1e-6)
+    assert not np.allclose(measured["loss"][0], measured["loss"][1], 1e-3)
+    assert not np.allclose(measured["loss"][0], measured["loss"][3], 1e-3)
+
+
+def test_a_reward_on_the_last_frame_alone_is_learnt(trained):
+    """One frame in 16 has reward 1, and only who reads the last frame and the action that led to it knows which."""
+    share = (np.log(2) / 20 + 1) / 2 * 40 - 20  # of reward 1 that goes to the upper one of its two bins
+    entropy = lambda p: -p * np.log(p) - (1 - p) * np.log(1 - p)  # noqa: E731
+    baseline, best = entropy(share / 16), entropy(share) / 16
+    loss = np.mean([measured["reward_loss"] for _, measured in trained.population[-50:]], axis=0)
+    assert (loss[:2] < best + 0.2 * (baseline - best)).all(), (loss, best, baseline)
+    assert loss[2] > baseline
+
+
+def test_free_nats_stop_the_gradient_below_them_exactly(trained):
+    """With nothing but divergences in the loss, prior and posterior learn above the threshold and not below it."""
+    alone = RATES | dict.fromkeys(("obs_weight", "reward_weight", "continue_weight"), 0.0)
+    above, below = (
+        jax.device_get(trained.update(alone | {"free_nats": nats}, trained.states[2])[1]) for nats in (0.0, 50.0)
+    )
+    assert above["grad_norm"] > 1e-3
+    assert below["grad_norm"] == 0
+    assert below["kl"] == above["kl"] > 0
+    np.testing.assert_allclose([above["loss"], below["loss"]], [above["kl"], 50], rtol=1e-5)  # .8 + .2 = 1
+
+
+TINY = {
+    "env": "test/Match",
+    "agent": "s4wm",
+    "agent.num_envs": 4,
+    "agent.num_steps": 3,  # shorter than an episode: carry and stream go on
+    "agent.hidden": (8,),
+    "agent.groups": 1,
+    "agent.anneal": "none",
+    "model": "gru",
+    "model.d_model": 8,
+    "log.every": 1,
+    "eval.episodes": 4,
+    "wandb": "off",
+}
+
+
+@pytest.fixture
+def match():
+    envs.register("test/Match")(Match)
+    yield
+    registry.envs._user.clear()
+
+
+def test_a_resumed_run_is_bit_for_bit_the_one_that_never_stopped(match, tmp_path):
+    config = ssmrl.resolve([], {**TINY, "run.dir": str(tmp_path / "run"), "total_steps": 60, "checkpoint.keep": 9})
+    whole = ssmrl.train(config, quiet=True)
+    killed = shutil.copytree(
+        whole.dir, tmp_path / "killed", ignore=shutil.ignore_patterns("36", "48", "60", "final.json")
+    )
+    resumed = training.resume(killed, quiet=True)
+    for a, b in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+    assert whole.state.updates[0] == 5
+    assert whole.state.carry.z.any()
+    assert 0 <= whole.summary["tile_acc"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("shows", "message"),
+    [("dict", "a world model reads Discrete"), ("small", "square, uint8, with a side divisible by 8: got .*30, 30, 3")],
+)
+def test_what_cannot_be_modelled_is_refused_before_anything_is_written(match, tmp_path, shows, message):
+    config = ssmrl.resolve([], {**TINY, "env.shows": shows, "run.dir": str(tmp_path / "run"), "total_steps": 12})
+    with pytest.raises(registry.UserError, match=message):
+        ssmrl.train(config, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+# Evaluation, with an oracle for a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours(Environment):
+    """Shows a colour, then another one, and beside them the time; the last frame's reward is 1 if the first is red."""
+
+    has_reward = True
+    context = 2
+    kinds = tuple(("wall", i) for i in range(5))
+    num_tiles = 2
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=4)
+
+    def lay_out(self, seen):
+        return seen[:, None]
+
+    def observation_space(self, params):
+        return spaces.MultiDiscrete((5, 5))
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observe(self, state):
+        return jnp.stack([state.episode[(state.time == 3).astype(jnp.int32)], state.time])
+
+    def reset_env(self, key, params):
+        state = Page(jnp.int32(0), jax.random.randint(key, (2,), 0, 4, jnp.int32), jnp.int32(0))
+        return self.observe(state), state
+
+    def step_env(self, key, state, action, params):
+        state = state.replace(time=state.time + 1)
+        reward = ((state.time == 4) & (state.episode[0] == 0)).astype(jnp.float32)
+        return self.observe(state), state, reward, jnp.bool_(False), {}
+
+    def annotate(self, state, params):
+        cells = jnp.array([0, -1], jnp.int32).at[0].add(state.time == 3)
+        door = {"door": jnp.array([False, True]) & (state.time > 2)}
+        return Annotation(cells, door, {})
+
+
+class Oracle:
+    """Sees everything; imagines the colour it saw last for ever, the time but for the end, and no reward."""
+
+    observation_space = spaces.MultiDiscrete((5, 5))
+
+    def initial_state(self, batch_shape):
+        return ()
+
+    def apply(self, variables, *inputs, method):
+        return getattr(self, method)(*inputs)
+
+    def observe(self, state, frames, key, draw):
+        shape = frames.reset.shape
+        prior, posterior = (
+            CategoricalLatent(jnp.broadcast_to(jnp.log(jnp.array([[p, 1 - p]])), (*shape, 1, 2))) for p in (0.5, 0.25)
+        )
+        features = jnp.concatenate([frames.obs, frames.reward[..., None]], -1)
+        return (), Latents(features, jnp.zeros((*shape, 0)), prior, posterior)
+
+    def open_loop(self, frames, context, key, draw):
+        colour = jnp.broadcast_to(frames.obs[context - 1, :, 0], (3, *frames.reset.shape[1:]))
+        colour = colour if draw == "mode" else jnp.full_like(colour, 4)
+        time = jnp.broadcast_to(jnp.array([2, 3, 0])[:, None], colour.shape)
+        return (), Latents(jnp.stack([colour, time, jnp.zeros_like(time)], -1), jnp.zeros((*colour.shape, 0)), None)
+
+    def predict(self, features):
+        reward = jnp.where(features[..., 2:3] > 0.5, jnp.array([0, 0, 9.0]), jnp.array([0, 9.0, 0]))
+        return SimpleNamespace(obs=jax.nn.one_hot(features[..., :2].astype(jnp.int32), 5), reward=reward)
+
+
+def test_evaluation_by_an_oracle():
+    """Three frames to imagine: the colour that was seen, one that was not, and the first again."""
+    env, episodes = Colours(), 128
+    scalars, curves = jax.device_get(
+        jax.jit(lambda key: evaluate_world_model(Oracle(), {}, env, env.default_params, key, episodes))(
+            jax.random.key(0)
+        )
+    )
+    chance = 0.25 + 3 * (0.25 * 0.75 / episodes) ** 0.5  # with a margin
+    assert scalars["tile_acc_seen"] == scalars["tile_acc_recon"] == 1
+    assert scalars["tile_acc_seen_next"] == 1
+    assert scalars["tile_acc_seen_sampled"] == 0
+    assert 0.5 - chance < scalars["tile_acc_unseen"] < chance
+    assert 0.5 - chance < scalars["tile_acc_seen_shuffled"] < chance
+    assert 0.25 <= scalars["chance"] < chance
+    np.testing.assert_array_equal(curves["tile_acc_seen"], [1, np.nan, 1])
+    np.testing.assert_allclose(curves["tile_acc_unseen"], [np.nan, scalars["tile_acc_unseen"], np.nan])
+    assert scalars["door_acc"] == scalars["door_acc_shuffled"] == 0.5
+    np.testing.assert_array_equal(curves["door_acc"], [np.nan, 1, 0])
+    assert scalars["tile_acc"] == pytest.approx((4 + scalars["tile_acc_unseen"]) / 6)
+    assert scalars["recon_mse"] == 0
+    wrong = ((tiles.pictures(env.kinds)[4] / 255.0 - tiles.pictures(env.kinds)[0] / 255.0) ** 2).sum()
+    assert curves["gen_mse"][0] == 0
+    assert curves["gen_mse"][2] == pytest.approx(wrong, rel=1e-4)
+    assert scalars["gen_mse"] == pytest.approx(curves["gen_mse"].mean(), rel=1e-5)
+    assert scalars["kl_seen"] == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5), rel=1e-4)
+    assert scalars["prior_entropy_seen"] == pytest.approx(np.log(2), rel=1e-4)
+    assert scalars["reward_acc_infer"] == 1
+    assert 0.75 - chance + 0.25 < scalars["reward_acc_imagine"] < 0.5 + chance
+    assert world_evaluation.score(env, env.default_params) == "reward_acc_imagine"
+    assert world_evaluation.score(Match(), Match().default_params) == "tile_acc"
+    assert world_evaluation.score(Diary(), Diary().default_params) == "gen_r2"
