@@ -229,11 +229,11 @@ def worldmodel_eval(arguments: Arguments) -> int:
     if chosen["control"] is not None:
         chosen["control"] = _run(chosen["control"])[0]
     prepare_jax(cache_dir=saved.cache.dir)
-    from ssmrl import worldmodel
+    from ssmrl import world_report
     from ssmrl.tracking import jsonable
 
-    facts = worldmodel.evaluate_run(run_dir, **chosen)
-    print(json.dumps(jsonable(facts)) if arguments.options["json"] else worldmodel.render(facts))
+    facts = world_report.evaluate_run(run_dir, **chosen)
+    print(json.dumps(jsonable(facts)) if arguments.options["json"] else world_report.render(facts))
     return 0
 
 

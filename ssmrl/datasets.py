@@ -120,14 +120,14 @@ def load(path: str | Path) -> DataSet:
     """Read a data set. Raises ``UserError`` if it is missing, cut short, changed, foreign or of another format."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no data set '{path}': make one with `ssmrl worldmodel record PRESET {path}`")
+        raise UserError(f"no data set '{path}': make one with `ssmrl worldmodel record PRESET --output {path}`")
     status = path.stat()
     return _load(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=2)  # a program is traced several times
 def _load(path: Path, stamp: tuple[int, ...]) -> DataSet:
-    foreign = f"{path} is no data set of ssmrl: make one with `ssmrl worldmodel record PRESET FILE.npz`"
+    foreign = f"{path} is no data set of ssmrl: make one with `ssmrl worldmodel record PRESET --output FILE.npz`"
     if not zipfile.is_zipfile(path):
         cut_short = path.read_bytes()[:2] == b"PK"
         raise UserError(f"{path} is cut short; copy it again, or record it again" if cut_short else foreign)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmrl import comparison, evaluation, imagining, playing, plotting, registry, training, worldmodel
+from ssmrl import comparison, evaluation, imagining, playing, plotting, registry, training, world_report
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
 
@@ -50,8 +50,8 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "compare_runs", lambda *_: {})
     monkeypatch.setattr(comparison, "render", lambda facts: "")
     monkeypatch.setattr(playing, "play", lambda run_dir, **options: {"output": None, "table": "t"})
-    monkeypatch.setattr(worldmodel, "evaluate_run", lambda *_, **__: {})
-    monkeypatch.setattr(worldmodel, "render", lambda facts: "")
+    monkeypatch.setattr(world_report, "evaluate_run", lambda *_, **__: {})
+    monkeypatch.setattr(world_report, "render", lambda facts: "")
     monkeypatch.setattr(imagining, "imagine", lambda run_dir, **options: {"output": None, "table": "t"})
 
 

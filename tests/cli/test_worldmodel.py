@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssmrl import checkpoint, datasets, evaluation, film, imagining, spaces, worldmodel
+from ssmrl import checkpoint, datasets, evaluation, film, imagining, spaces, world_report
 from ssmrl.agents import make_agent
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
@@ -93,7 +93,7 @@ def control(_here):
 @pytest.fixture(scope="module")
 def measured(control):
     """Two seeds that have not begun to learn."""
-    return worldmodel.evaluate_run(untrained("pair", seeds=2), control=control, episodes=96, seed=1)
+    return world_report.evaluate_run(untrained("pair", seeds=2), control=control, episodes=96, seed=1)
 
 
 def test_what_is_measured_is_written(measured):
@@ -145,7 +145,7 @@ def test_curves_are_those_of_the_numbers(measured):
 
 
 def test_the_table_has_the_controls_beside_the_metrics(measured):
-    lines = [line.split("  ") for line in worldmodel.render(measured).splitlines() if line]
+    lines = [line.split("  ") for line in world_report.render(measured).splitlines() if line]
     rows = {line[0]: [cell.strip() for cell in line[1:] if cell] for line in lines}
     assert rows[""] == ["mean [95 %]", "std", "sampled", "shuffled", "recon", "control"]
     ends = [f"{measured[f'tile_acc_seen{k}']:.3f}" for k in ("", "/low", "/high")]
@@ -177,7 +177,7 @@ class HalfBlind:
 
 def test_noise_is_known_to_be_noise():
     env, params = make_env("memory/NoisyTile", context=2, query=3)
-    found = jax.jit(lambda key: worldmodel._entropies(HalfBlind(), {}, env, params, key))(jax.random.key(0))
+    found = jax.jit(lambda key: world_report._entropies(HalfBlind(), {}, env, params, key))(jax.random.key(0))
     assert found["predictive_entropy_constant"] == pytest.approx(0, abs=1e-6)
     assert np.log(4) - 0.04 < found["predictive_entropy_noise"] < np.log(4)
     assert found["predictive_entropy"] == pytest.approx(float(found["predictive_entropy_noise"]) / 2)
