@@ -315,7 +315,7 @@ def test_help_shows_the_keys_of_what_is_chosen(capsys):
     assert "0.125" in lines["agent.gamma"]
     assert "(integer >= 1)" in lines["seeds"]
     assert "--dry-run" in lines
-    assert len(typed(capsys, "--help")[1].splitlines()) <= 25
+    assert len(typed(capsys, "--help")[1].splitlines()) <= 26
     _, out, _ = typed(capsys, "resume", "--help")
     assert "total_steps" in out
     assert "agent.gamma" not in out

@@ -192,6 +192,7 @@ def test_the_run_directory_is_as_documented(short):
         "env_steps": 96,
         "total_steps": 96,
         "reason": "",
+        "score": "return_mean",
         SCORE: facts[SCORE],
         "updated": 0,
     }

@@ -22,6 +22,7 @@ from ssmrl.sweep.ledger import Ledger
 
 FILES = sorted(spec.FOLDER.glob("*.yaml"))
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
+PROGRAM = SimpleNamespace(key=None, metrics=["loss"], evaluated=["return_mean"])  # in place of a compiled one
 TINY = """
 method: grid
 metric: {name: eval/return_mean, goal: maximize}
@@ -263,7 +264,9 @@ def pretend(monkeypatch):
                         yield number, SimpleNamespace(dir=run.dir, status=status, error=error)
 
         monkeypatch.setattr(runner, "continue_population", fake)
-        monkeypatch.setattr(runner, "Program", lambda *_: SimpleNamespace(key=None, metrics=["loss"]))
+        monkeypatch.setattr(
+            runner, "Program", lambda *_: SimpleNamespace(key=None, metrics=["loss"], evaluated=["return_mean"])
+        )
         return began
 
     return install
@@ -395,7 +398,9 @@ def test_what_cannot_work_is_said_at_once(argv, message, capsys, tmp_path):
 def test_a_metric_that_no_run_logs(capsys, tmp_path, monkeypatch):
     file = sweep_file(tmp_path, RATES)
     Path(file).write_text(Path(file).read_text().replace("eval/return_mean", "los"))
-    monkeypatch.setattr(runner, "Program", lambda *_: SimpleNamespace(key=None, metrics=["loss"]))
+    monkeypatch.setattr(
+        runner, "Program", lambda *_: SimpleNamespace(key=None, metrics=["loss"], evaluated=["return_mean"])
+    )
     code, _, err = typed(capsys, "sweep", file)
     assert code == 2
     assert "metric.name: no run logs 'los': did you mean loss?" in err
