@@ -37,7 +37,7 @@ class Group:
         """One line: how many of what."""
         _, config, agent = self.members[0]
         seeds = f" x {config.seeds} seeds" if config.seeds > 1 else ""
-        shape = f"{agent.num_envs} envs x {agent.num_steps} steps"
+        shape = f"{agent.num_envs} envs x {agent.steps_per_update // agent.num_envs} steps"
         return f"{len(self.members)} trials{seeds}, {config.env}, {config.model}, {shape}"
 
 
