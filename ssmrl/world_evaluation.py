@@ -188,7 +188,8 @@ class _Batch:
         patches = patches.reshape(*obs.shape[:-3], rows * rows, -1).astype(jnp.float32)
         known = jnp.asarray(self.pictures, jnp.float32).reshape(len(self.pictures), -1)
         distance = (known**2).sum(-1).reshape((1,) * (patches.ndim - 1) + (-1,)) - 2 * patches @ known.T
-        board = np.asarray(self.env.lay_out(jnp.arange(self.env.num_tiles))).ravel()
+        with jax.ensure_compile_time_eval():
+            board = np.asarray(self.env.lay_out(jnp.arange(self.env.num_tiles))).ravel()
         places = [int(np.argmax(board == i)) for i in range(self.env.num_tiles)]
         return jnp.argmin(distance, -1)[..., places]
 

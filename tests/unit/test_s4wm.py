@@ -395,3 +395,20 @@ def test_evaluation_by_an_oracle():
     assert world_evaluation.score(env, env.default_params) == "reward_acc_imagine"
     assert world_evaluation.score(Match(), Match().default_params) == "tile_acc"
     assert world_evaluation.score(Diary(), Diary().default_params) == "gen_r2"
+
+
+@pytest.mark.parametrize("name", ["RingRecall-8", "NoisyTile", "DistractingMemory-8"])  # 1, 2 and 25 tiles
+def test_tiles_are_read_off_pictures(name):
+    tiles_env, params = ssmrl.make_env(f"memory/{name}")
+    pixel_env, _ = ssmrl.make_env(f"memory/{name}", pixels=True)
+
+    @jax.jit
+    def read(key):
+        tiles, pictures = (world_evaluation.record_episodes(env, params, 2, key) for env in (tiles_env, pixel_env))
+        space = pixel_env.observation_space(params)
+        network = SimpleNamespace(observation_space=space)
+        batch = world_evaluation._Batch(network, {}, pixel_env, params, pictures)
+        return batch._truth(), tiles.frames.obs[batch.context :]
+
+    got, want = read(jax.random.key(0))
+    np.testing.assert_array_equal(got, want)
