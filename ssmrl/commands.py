@@ -199,7 +199,11 @@ def play(arguments: Arguments) -> int:
     prepare_jax("cpu", saved.cache.dir if saved else None)
     from ssmrl import playing
 
-    facts = playing.play(path, **chosen)
+    return _show(playing.play(path, **chosen), arguments)
+
+
+def _show(facts: dict[str, Any], arguments: Arguments) -> int:
+    """Print what a film or a table is of, and the table itself if it is in no file."""
     if not arguments.options["json"]:
         table = facts.pop("table", None)
         if facts["output"] is None:
@@ -249,12 +253,7 @@ def worldmodel_imagine(arguments: Arguments) -> int:
     prepare_jax("cpu", saved.cache.dir)
     from ssmrl import imagining
 
-    facts = imagining.imagine(run_dir, **chosen)
-    if not arguments.options["json"] and (table := facts.pop("table", None)) and facts["output"] is None:
-        print(table)
-        del facts["output"]
-    _print_facts(facts, arguments)
-    return 0
+    return _show(imagining.imagine(run_dir, **chosen), arguments)
 
 
 def worldmodel_record(arguments: Arguments) -> int:

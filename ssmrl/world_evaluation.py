@@ -35,8 +35,18 @@ class Recording(struct.PyTreeNode):
 
 
 def context_length(env: Any, env_params: Any) -> int:
-    """Frames to observe before the query: the environment's own number, or half an episode."""
-    return getattr(env, "context", (env_params.max_steps_in_episode + 1) // 2)
+    """Frames to observe before the query: the environment's own number, or half an episode.
+
+    Raises ``ValueError`` if an episode has no frame after them.
+    """
+    frames = env_params.max_steps_in_episode + 1
+    context = getattr(env, "context", frames // 2)
+    if not 0 < context < frames:
+        raise ValueError(
+            f"a world model observes {context} of an episode's {frames} frames, and imagines the others:"
+            f" there is none; use env.max_steps={max(context, 2)} or more"
+        )
+    return context
 
 
 def score(env: Any, env_params: Any) -> str:

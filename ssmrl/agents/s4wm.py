@@ -110,6 +110,7 @@ class S4WM(struct.PyTreeNode):
 
     def init(self, key: jax.Array) -> State:
         """Initialise parameters and environments; ``key`` is consumed."""
+        world_evaluation.context_length(self.env, self.env_params)  # else it could not be evaluated
         key, key_stream, key_params = jax.random.split(key, 3)
         stream = frames.open_stream(self.env, self.env_params, self.num_envs, key_stream)
         network = self.network

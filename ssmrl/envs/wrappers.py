@@ -46,6 +46,12 @@ class Wrapper(Environment):
             action = jnp.stack(jnp.unravel_index(action, space.nvec), axis=-1).astype(jnp.int32)
         return self.env.step_env(key, state, action, params)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the wrapped environment has, say a scripted policy."""
+        if name.startswith("_") or name == "env":  # not yet there while an instance is copied or read
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
     @property
     def action_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the wrapped environment's actions."""

@@ -6,9 +6,9 @@ P counts the complex numbers that are stored: half of ``d_state`` under conjugat
 
 .. math:: h_t = \bar\Lambda h_{t-1} + \bar B u_t, \qquad y_t = \mathrm{Re}(C h_t) + D u_t
 
-with the real part doubled under conjugate symmetry. Of ``turning`` states the input also sets the phase: their
-eigenvalue at time t is :math:`\bar\Lambda e^{i W u_t}`, W ``[D, turning P]`` real, which a scan computes as well. If
-the input tells how far one moved, such a state holds what was seen in the coordinates of the place, not of the time.
+with the real part doubled under conjugate symmetry. Of a share ``rotation`` of the states the input sets the phase too:
+their eigenvalue at time t is :math:`\bar\Lambda e^{i W u_t}`, W ``[D, n]`` real, which a scan computes as well. If the
+input tells how far one moved, such a state holds what was seen in the coordinates of the place, not of the time.
 """
 
 import math
@@ -54,7 +54,7 @@ class S5(SequenceModel):
     dt_min: float = hp(1e-3, "smallest initial step size", gt=0.0)
     dt_max: float = hp(1e-1, "largest initial step size", gt=0.0)
     step_rescale: float = hp(1.0, "factor on all step sizes", gt=0.0)
-    turning: float = hp(
+    rotation: float = hp(
         0.0, "share of states that the input turns in phase, so that they can follow a position", ge=0.0, le=1.0
     )
     learned_init: bool = hp(False, "learn the state that a reset leads to")
@@ -123,12 +123,12 @@ class S5(SequenceModel):
             lead = (1,) * dt.ndim
             Lambda_bar, scale = self._discretize(Lambda.reshape(*lead, P), Delta.reshape(*lead, P) * dt[..., None])
             b = scale * complex_input(x, jax.lax.complex(B[..., 0], B[..., 1]))
-        if turning := round(self.turning * P):
-            W_phase = self.param("W_phase", normal(0.1 / math.sqrt(D)), (D, turning))
+        if n := round(self.rotation * P):
+            W_phase = self.param("W_phase", normal(0.1 / math.sqrt(D)), (D, n))
             turn = jnp.exp(1j * (x @ W_phase))
             Lambda_bar = Lambda_bar.reshape((1,) * (x.ndim - Lambda_bar.ndim) + Lambda_bar.shape)
-            rest = jnp.broadcast_to(Lambda_bar[..., turning:], (*turn.shape[:-1], P - turning))
-            Lambda_bar = jnp.concatenate([Lambda_bar[..., :turning] * turn, rest], -1)
+            rest = jnp.broadcast_to(Lambda_bar[..., n:], (*turn.shape[:-1], P - n))
+            Lambda_bar = jnp.concatenate([Lambda_bar[..., :n] * turn, rest], -1)
         if self.learned_init:
             h_init = self.param("h_init", nn.initializers.zeros, (P, 2))
             start = jnp.broadcast_to(jax.lax.complex(h_init[:, 0], h_init[:, 1]), b.shape)

@@ -28,8 +28,8 @@ VARIANTS = [
     {"stability": "exp", "scan": "chunked", "conj_sym": False, "blocks": 2, "activation": "relu", "skip": "gru"},
     {"learned_init": True, "scan": "sequential", "activation": "tanh", "norm": "pre", "glu": "half2", "num_layers": 3},
     {"norm": "post", "mlp": 2},
-    {"turning": 0.5, "input_scale": "norm", "learned_init": True},
-    {"turning": 1.0, "scan": "associative", "num_layers": 2},
+    {"rotation": 0.5, "input_scale": "norm", "learned_init": True},
+    {"rotation": 1.0, "scan": "associative", "num_layers": 2},
     {"norm": "gtrxl", "skip": "gru", "mlp": 1, "num_layers": 2},
 ]
 OTHERS = [
@@ -91,7 +91,7 @@ def s5(layer, p, h, x, reset):
     if layer.input_scale == "norm":
         scale = np.sqrt(1 - np.abs(Lambda_bar) ** 2)
     y = []
-    n = round(layer.turning * len(w))  # states that the input turns
+    n = round(layer.rotation * len(w))  # states that the input turns
     for u, r in zip(x, reset, strict=True):
         turn = np.exp(1j * np.concatenate([u @ p["W_phase"], np.zeros((len(u), len(w) - n))], -1)) if n else 1
         h = turn * Lambda_bar * np.where(r[:, None], h_init, h) + scale * (u @ B_.T)

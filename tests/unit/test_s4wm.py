@@ -412,3 +412,17 @@ def test_tiles_are_read_off_pictures(name):
 
     got, want = read(jax.random.key(0))
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_time_limit_keeps_the_script_and_must_leave_something_to_imagine():
+    plain, params = ssmrl.make_env("memory/CueRecall", delay=4)
+    limited, limits = ssmrl.make_env("memory/CueRecall", delay=4, max_steps=7)
+    same, longer = (
+        jax.jit(lambda key, e=e, p=p: world_evaluation.record_episodes(e, p, 2, key))(jax.random.key(0))
+        for e, p in ((plain, params), (limited, limits))
+    )
+    np.testing.assert_array_equal(same.frames.action[:, 0], [0, 0, 0, 0, 0, 1])  # waits, then asks
+    np.testing.assert_array_equal(longer.frames.action[:6], same.frames.action)
+    assert (longer.cells[5] == 0).all()  # the cue, which is annotated as without the limit
+    with pytest.raises(registry.UserError, match=r"observes 5 of an episode's 5 frames.* env.max_steps=5 or more"):
+        ssmrl.train("worldmodel/cue_recall", quiet=True, **{"env.delay": 4, "env.max_steps": 4})

@@ -226,10 +226,10 @@ def test_input_scale_norm_keeps_the_power_of_white_noise():
     np.testing.assert_allclose(np.abs(added) ** 2 + np.abs(kept) ** 2, 1, 1e-5)
 
 
-def test_turning_states_follow_a_position():
+def test_rotating_states_follow_a_position():
     """What was put in at a place is read there again, whichever way one went: turns are by the way, not by the time."""
     places, steps = 5, np.float32([0, 1, 1, -1, 1, 1, 1, 1, -1, -1, 1])
-    layer = S5(d_model=2, d_state=2 * places, turning=1.0)
+    layer = S5(d_model=2, d_state=2 * places, rotation=1.0)
     params = {**draw(layer, d_input=2), "Lambda_re": jnp.full(places, -1e-6), "Lambda_im": jnp.zeros(places)}
     frequencies = 2 * np.pi * np.arange(places) / places
     params["W_phase"] = jnp.float32([frequencies, np.zeros(places)])  # the first input is the step, the second a mark
