@@ -22,7 +22,7 @@ from ssmrl import spaces
 from ssmrl.frames import Frames
 from ssmrl.nn import latents, observations
 from ssmrl.nn.base import Carry, SequenceModel
-from ssmrl.nn.observations import Decoder, Encoder, NormedMLP, TwoHot
+from ssmrl.nn.observations import Decoder, Encoder, Hidden, TwoHot
 
 Draw = Literal["sample", "mode"]
 
@@ -86,12 +86,12 @@ class WorldModel(nn.Module):
         n = latents.num_parameters(self.latent, self.groups, self.classes)
         self.encoder = Encoder(self.observation_space, self.hidden, self.channels)
         self.posterior_head = nn.Dense(n)
-        self.input = nn.Sequential([NormedMLP((self.memory.d_model,)), nn.Dense(self.memory.d_model)])
+        self.input = nn.Sequential([Hidden((self.memory.d_model,)), nn.Dense(self.memory.d_model)])
         self.norm = nn.LayerNorm()
-        self.prior_head = nn.Sequential([NormedMLP((self.memory.d_model,)), nn.Dense(n)])
+        self.prior_head = nn.Sequential([Hidden((self.memory.d_model,)), nn.Dense(n)])
         self.decoder = Decoder(self.observation_space, self.hidden, self.channels)
         self.reward_head = TwoHot(self.hidden[:1], self.bins)
-        self.continue_head = nn.Sequential([NormedMLP(self.hidden[:1]), nn.Dense(1)])
+        self.continue_head = nn.Sequential([Hidden(self.hidden[:1]), nn.Dense(1)])
 
     @property
     def latent_size(self) -> int:

@@ -34,7 +34,7 @@ def check_space(space: Any) -> None:
         raise ValueError(f"a world model reads Discrete, MultiDiscrete, vectors or pictures: got {space}")
 
 
-class NormedMLP(nn.Module):
+class Hidden(nn.Module):
     """Dense layers of the given widths, each with layer norm and silu."""
 
     widths: tuple[int, ...]
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
                 x = nn.silu(nn.LayerNorm()(nn.Conv(self.channels * 2**i, (4, 4), (2, 2))(x)))
             return x.reshape(*lead, -1)
         x = spaces.flatten(self.space, obs)
-        return NormedMLP(self.hidden)(symlog(x) if isinstance(self.space, Box) else x)
+        return Hidden(self.hidden)(symlog(x) if isinstance(self.space, Box) else x)
 
 
 class Decoder(nn.Module):
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return logits ``[..., N, K]`` of N integers, or means: ``[..., D]``, or pictures in units of 255."""
         if not spaces.is_image(self.space):
-            x = NormedMLP(self.hidden)(x)
+            x = Hidden(self.hidden)(x)
             if isinstance(self.space, Box):
                 return nn.Dense(spaces.flat_size(self.space))(x)
             nvec = num_classes(self.space)
@@ -143,7 +143,7 @@ class TwoHot(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``[..., F]`` to logits ``[..., bins]``."""
-        return nn.Dense(self.bins, kernel_init=nn.initializers.zeros)(NormedMLP(self.hidden)(x))
+        return nn.Dense(self.bins, kernel_init=nn.initializers.zeros)(Hidden(self.hidden)(x))
 
 
 def two_hot_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
