@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 
 from ssmrl import spaces
-from ssmrl.rollout import select_rows
+from ssmrl.envs.base import select_rows
 
 
 class Frames(struct.PyTreeNode):
@@ -65,9 +65,7 @@ def record(env: Any, params: Any, stream: Stream, num_frames: int, key: jax.Arra
         else:
             action = jax.vmap(env.action_space(params).sample)(jax.random.split(key_act, num_envs))
         keys = jax.random.split(key_step, num_envs)
-        obs, state, reward, terminated, _ = jax.vmap(env.step_env, in_axes=(0, 0, 0, None))(
-            keys, stream.env_state, action, params
-        )
+        obs, state, reward, terminated, _ = env.step_envs(keys, stream.env_state, action, params)
         truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(state, params)
         frame = Frames(obs, action, reward.astype(jnp.float32), jnp.zeros_like(terminated), terminated)
         stepped = Stream(state, stream.plan, frame, terminated | truncated)

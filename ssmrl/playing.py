@@ -127,9 +127,7 @@ def _steps(
         key_act, key_env = jax.random.split(key)
         memory, dist, value = policy.step(carry, obs, reset, reward)
         action = dist.to_env(dist.mode() if greedy else dist.sample(key_act))
-        next_obs, next_state, earned, terminated, _ = jax.vmap(env.step_env, in_axes=(0, 0, 0, None))(
-            key_env[None], state, action, env_params
-        )
+        next_obs, next_state, earned, terminated, _ = env.step_envs(key_env[None], state, action, env_params)
         truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(next_state, env_params)
         earned = earned.astype(jnp.float32)
         row = {"state": state, "obs": obs, "action": action, "reward": earned, "value": value}
@@ -163,7 +161,7 @@ def _suffixes(env: Any, params: Any) -> list[str]:
 
 
 def _inner(env: Any) -> Any:
-    return env.env if isinstance(env, Wrapper) else env
+    return _inner(env.env) if isinstance(env, Wrapper) else env
 
 
 def _write(path: Path, env: Any, params: Any, episodes: list[Episode], fps: float | None, name: str, text: str) -> None:

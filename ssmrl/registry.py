@@ -86,7 +86,8 @@ class Registry:
     """All classes of one kind, by case-insensitive name.
 
     ``kind`` is the word that error messages use; ``package`` is where the built-in classes live. ``wrapper``
-    (``file:Class``) is a class that wraps each entry's instance; its fields are parameters of every entry. ``importer``
+    (``file:Class``) is a class about what each entry's instance is wrapped with; its fields are parameters of every
+    entry. ``importer``
     (``module:function`` in the package) makes the instance of a ``module:Name``, from that and keyword arguments.
     """
 
@@ -290,6 +291,6 @@ def _read_source(path: Path, module: str, variable: str) -> Iterable[Entry]:
                 yield from _expand(base, options.get("variants"), options.get("field"), options.get("aliases", ()))
 
 
-envs = Registry("env", "ssmrl.envs", "envs", wrapper="wrappers.py:Wrapper", importer="imported:make")
+envs = Registry("env", "ssmrl.envs", "envs", wrapper="wrappers.py:Options", importer="imported:make")
 models = Registry("model", "ssmrl.nn", "models", wrapper="stack.py:Stack")
 agents = Registry("agent", "ssmrl.agents", "agents")

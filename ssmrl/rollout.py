@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from ssmrl.envs.base import select_rows
 from ssmrl.policy import Policy, PolicyCarry
 
 
@@ -30,6 +31,7 @@ class Outcome(struct.PyTreeNode):
     final_obs: Any  # the observation that the step led to, before any reset
     episode_return: jax.Array  # of the episode up to this step: final where it ended
     episode_length: jax.Array
+    trial: Any = None  # where in its trial the step was taken (ssmrl.envs.trials.Progress), if there are trials
 
 
 class Transition(struct.PyTreeNode):
@@ -48,13 +50,9 @@ class Transition(struct.PyTreeNode):
 
 def reset_batch(env: Any, params: Any, num_envs: int, key: jax.Array) -> EnvBatch:
     """Start ``num_envs`` environments; ``key`` is consumed."""
-    obs, env_state = _reset_envs(env, params, num_envs, key)
+    obs, env_state = env.reset_envs(jax.random.split(key, num_envs), params)
     zeros = jnp.zeros(num_envs)
     return EnvBatch(env_state, obs, jnp.ones(num_envs, bool), zeros, zeros, jnp.zeros(num_envs, jnp.int32))
-
-
-def _reset_envs(env: Any, params: Any, num_envs: int, key: jax.Array) -> tuple[Any, Any]:
-    return jax.vmap(env.reset_env, in_axes=(0, None))(jax.random.split(key, num_envs), params)
 
 
 def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Array) -> tuple[EnvBatch, Outcome]:
@@ -65,15 +63,14 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
     num_envs = batch.reset.shape[0]
     key_step, key_reset = jax.random.split(key)
     keys = jax.random.split(key_step, num_envs)
-    obs, env_state, reward, terminated, _ = jax.vmap(env.step_env, in_axes=(0, 0, 0, None))(
-        keys, batch.env_state, action, params
-    )
+    obs, env_state, reward, terminated, info = env.step_envs(keys, batch.env_state, action, params)
     truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(env_state, params)
     reward, done = reward.astype(jnp.float32), terminated | truncated
-    outcome = Outcome(reward, terminated, truncated, obs, batch.episode_return + reward, batch.episode_length + 1)
+    episode_return, episode_length = batch.episode_return + reward, batch.episode_length + 1
+    outcome = Outcome(reward, terminated, truncated, obs, episode_return, episode_length, info.get("trial"))
 
     def restart(current: tuple[Any, Any]) -> tuple[Any, Any]:
-        fresh = _reset_envs(env, params, num_envs, key_reset)
+        fresh = env.reset_envs(jax.random.split(key_reset, num_envs), params)
         return jax.tree.map(lambda new, old: select_rows(done, new, old), fresh, current)
 
     obs, env_state = lax.cond(done.any(), restart, lambda current: current, (obs, env_state))
@@ -82,13 +79,18 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
     return batch, outcome
 
 
-def select_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Rows of ``new`` where ``mask`` ``[B]``, else of ``old``, both ``[B, ...]``; they may be random keys."""
-    if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            select_rows(mask, jax.random.key_data(new), jax.random.key_data(old)), impl=jax.random.key_impl(old)
-        )
-    return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - mask.ndim)), new, old)
+def returns_by_episode(trial: Any, episodes: int) -> dict[str, jax.Array]:
+    """How returns rise within trials: the mean return of their episodes number 1, 2, 3, 5, 10, ... and ``episodes``.
+
+    ``trial`` has the :class:`~ssmrl.envs.trials.Progress` of every step, arrays ``[T, B]``. Returns scalars
+    ``episode_return/<number>``, NaN where no such episode ended.
+    """
+    numbers = {m * 10**e for e in range(4) for m in (1, 2, 3, 5) if m * 10**e < episodes} | {episodes}
+    found = {}
+    for number in sorted(numbers):
+        counted = trial.ended & (trial.episode == number - 1)
+        found[f"episode_return/{number}"] = (trial.episode_return * counted).sum() / counted.sum()
+    return found
 
 
 def unroll(

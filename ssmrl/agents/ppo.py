@@ -20,7 +20,7 @@ from ssmrl.nn.base import Carry, SequenceModel
 from ssmrl.policy import Policy, PolicyCarry, RunningStats
 from ssmrl.registry import agents, hp
 from ssmrl.returns import gae
-from ssmrl.rollout import EnvBatch, Transition, reset_batch, unroll
+from ssmrl.rollout import EnvBatch, Transition, reset_batch, returns_by_episode, unroll
 
 Metrics = dict[str, jax.Array]
 
@@ -178,6 +178,8 @@ class PPO(struct.PyTreeNode):
             "length_mean": (transitions.outcome.episode_length * ended).sum() / episodes,
             "episodes": episodes.astype(jnp.float32),
         }
+        if transitions.outcome.trial is not None:
+            metrics |= returns_by_episode(transitions.outcome.trial, self.env.episodes or 10)
         state = state.replace(
             obs_stats=obs_stats, value_stats=value_stats, env=env, carry=carry, key=key, updates=state.updates + 1
         )

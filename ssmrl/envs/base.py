@@ -3,6 +3,8 @@
 An environment is a frozen dataclass. Its fields are the parameters that fix shapes or rules (static under ``jit``;
 equal environments share compiled code); numbers that may vary under ``vmap`` go into ``EnvParams``. Authors write
 ``reset_env``, ``step_env`` and the two spaces; ``terminated`` is the natural end alone, the clock is ``is_truncated``.
+
+In meta-learning the ``EnvParams`` are the *task*: ``sample_task`` draws one, and the episodes of a trial share it.
 """
 
 from functools import partial
@@ -73,6 +75,28 @@ class Environment:
         """Whether the clock has run out in the state that a step led to."""
         return state.time >= params.max_steps_in_episode
 
+    def sample_task(self, key: jax.Array, params: Any) -> Any:
+        """Draw the parameters that the episodes of one trial share; ``key`` is consumed. By default ``params``."""
+        del key
+        return params
+
+    def reset_envs(self, keys: jax.Array, params: Any, axis: int | None = None) -> tuple[Any, Any]:
+        """``reset_env`` for ``keys`` ``[B]``; ``axis`` is 0 where each environment has parameters of its own."""
+        return jax.vmap(self.reset_env, in_axes=(0, axis))(keys, params)
+
+    def step_envs(
+        self, keys: jax.Array, states: Any, actions: Any, params: Any, axis: int | None = None
+    ) -> tuple[Any, Any, jax.Array, jax.Array, dict[str, Any]]:
+        """``step_env`` for ``B`` environments, leaves ``[B, ...]``; ``axis`` as in :meth:`reset_envs`.
+
+        Environments of several kinds override this pair: under ``vmap`` a ``lax.switch`` would run every branch.
+        """
+        return jax.vmap(self.step_env, in_axes=(0, 0, 0, axis))(keys, states, actions, params)
+
+    def sample_tasks(self, keys: jax.Array, params: Any, axis: int | None = None) -> Any:
+        """``sample_task`` for ``keys`` ``[B]``: parameters ``[B, ...]``; ``axis`` as in :meth:`reset_envs`."""
+        return jax.vmap(self.sample_task, in_axes=(0, axis))(keys, params)
+
     def observation_space(self, params: Any) -> Space:
         """Space of one observation."""
         raise NotImplementedError(f"{self.name} must define observation_space(params)")
@@ -113,3 +137,12 @@ class Environment:
         obs, state = jax.tree.map(lambda new, old: jnp.where(terminated | truncated, new, old), *obs_state)
         info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": final_obs}
         return obs, state, reward, terminated, truncated, info
+
+
+def select_rows(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Rows of ``new`` where ``mask`` ``[B]``, else of ``old``, both ``[B, ...]``; they may be random keys."""
+    if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            select_rows(mask, jax.random.key_data(new), jax.random.key_data(old)), impl=jax.random.key_impl(old)
+        )
+    return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - mask.ndim)), new, old)

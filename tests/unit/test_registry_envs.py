@@ -12,7 +12,7 @@ import pytest
 import ssmrl.envs
 from ssmrl import envs
 from ssmrl.envs import Environment, EnvParams, EnvState
-from ssmrl.envs.wrappers import Wrapper
+from ssmrl.envs.wrappers import FlatActions, TimeLimit
 from ssmrl.registry import UnknownNameError, hp
 from ssmrl.registry import envs as registry
 from ssmrl.spaces import Box, Discrete, MultiDiscrete
@@ -115,7 +115,7 @@ def test_users_register_their_own(keypad):
     with pytest.raises(ValueError, match="rows=0"):
         envs.make("my/Keypad", rows=0)
     limited, _ = envs.make("my/Keypad", max_steps=3)
-    assert limited == Wrapper(Keypad(), max_steps=3)
+    assert limited == TimeLimit(Keypad(), max_steps=3)
 
 
 def test_registered_classes_are_forgotten_between_tests():
@@ -123,9 +123,9 @@ def test_registered_classes_are_forgotten_between_tests():
         envs.make("my/Keypad")
 
 
-def test_the_wrapper_is_there_only_where_asked_for(keypad):
+def test_a_wrapper_is_there_only_where_asked_for(keypad):
     assert envs.make("my/Keypad")[0] == Keypad()
-    assert envs.make("my/Keypad", flat_actions=True)[0] == Wrapper(Keypad(), flat_actions=True)
+    assert envs.make("my/Keypad", flat_actions=True)[0] == FlatActions(Keypad())
 
 
 def test_flat_actions_count_row_major(keypad):
