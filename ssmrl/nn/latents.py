@@ -18,17 +18,24 @@ class CategoricalLatent(struct.PyTreeNode):
     logits: jax.Array
     unimix: float = 0.0
 
+    def probs(self) -> jax.Array:
+        """Probabilities, unimix included, ``[..., G, K]``."""
+        return (1 - self.unimix) * jax.nn.softmax(self.logits) + self.unimix / self.logits.shape[-1]
+
     def log_probs(self) -> jax.Array:
-        """Logarithms of the probabilities, unimix included, ``[..., G, K]``."""
-        probs = jax.nn.softmax(self.logits)
-        return jnp.log((1 - self.unimix) * probs + self.unimix / self.logits.shape[-1] + 1e-20)
+        """Logarithms of the probabilities, ``[..., G, K]``."""
+        return jnp.log(self.probs() + 1e-20)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw one-hot vectors ``[..., G * K]`` with the gradient of the probabilities; ``key`` is consumed."""
-        log_probs = self.log_probs()
-        index = jax.random.categorical(key, jax.lax.stop_gradient(log_probs))
-        probs = jnp.exp(log_probs)
-        return _flat(jax.nn.one_hot(index, probs.shape[-1]) + (probs - jax.lax.stop_gradient(probs)))
+        probs = self.probs()
+        fixed = jax.lax.stop_gradient(probs)
+        # One uniform number a vector, by the inverse of the distribution function: Gumbel noise would take K, and
+        # a good part of the time of imagination.
+        below = fixed @ jnp.triu(jnp.ones((probs.shape[-1], probs.shape[-1])))
+        u = jax.random.uniform(key, (*probs.shape[:-1], 1)) * below[..., -1:]
+        index = (below[..., :-1] <= u).sum(-1)
+        return _flat(jax.nn.one_hot(index, probs.shape[-1]) + (probs - fixed))
 
     def mode(self) -> jax.Array:
         """The most likely one-hot vectors, ``[..., G * K]``."""

@@ -86,7 +86,8 @@ class Stack(SequenceModel):
     """Equal blocks on top of each other; a stack is a sequence model again.
 
     The parameters of block ``i`` are slice ``i`` of each parameter, and its carry is slice ``i`` of the axis that
-    follows the batch axes. The blocks are rolled into one ``lax.scan``, so compile time does not grow with depth.
+    follows the batch axes. Over a sequence the blocks are rolled into one ``lax.scan``, so that compile time does not
+    grow with depth.
     """
 
     d_model: int = 64
@@ -124,6 +125,7 @@ class Stack(SequenceModel):
             in_axes=axis,
             out_axes=axis,
             length=self.num_layers,
+            unroll=self.num_layers if x.shape[0] == 1 else 1,  # one time step is cheaper than a loop over its blocks
         )
         block = Block(
             self.layer.clone(parent=None),
