@@ -139,6 +139,20 @@ _COMMANDS = {
             Field("seed", int, 0, "random seed", {"ge": 0}),
         ),
     ),
+    "adapt": Command(
+        commands.adapt,
+        "watch a policy learn in its memory: returns within trials, beside a memory that is wiped, and references",
+        "RUN",
+        1,
+        1,
+        (
+            Field("trials", int, 512, "trials per seed", {"ge": 2}),
+            _STEP,
+            Field("greedy", bool, False, "take the most likely action instead of sampling"),
+            Field("seed", int, 0, "random seed", {"ge": 0}),
+        ),
+        settings=True,
+    ),
     "export": Command(
         commands.export,
         "write a trained policy to one portable folder",
@@ -171,7 +185,7 @@ _COMMANDS = {
     ),
     "worldmodel": Command(
         None,
-        "train a world model, measure what it remembers, watch it imagine, record data for it",
+        "train a world model, measure what it remembers, watch it imagine",
         commands={
             "train": Command(
                 commands.worldmodel_train,
@@ -213,18 +227,19 @@ _COMMANDS = {
                     ),
                 ),
             ),
-            "record": Command(
-                commands.worldmodel_record,
-                "record a data set of whole episodes to train on: ssmrl worldmodel train ... agent.data=FILE",
-                "[PRESET ...]",
-                most=None,
-                settings=True,
-                options=(
-                    Field("output", str | None, None, "file to write (default: here, named after the environment)"),
-                    Field("sequences", int, 10_000, "episodes to record", {"ge": 1}),
-                ),
-            ),
         },
+    ),
+    "record": Command(
+        commands.record,
+        "record a data set of whole episodes, to learn a world model from (agent.data) or to imitate (agent.demos)",
+        "[PRESET ...]",
+        most=None,
+        settings=True,
+        options=(
+            Field("policy", str | None, None, "a run whose policy acts (default: the environment's script, or chance)"),
+            Field("output", str | None, None, "file to write (default: here, named after the environment)"),
+            Field("sequences", int, 10_000, "sequences to record, as long as the longest episode", {"ge": 1}),
+        ),
     ),
     "plot": Command(
         commands.plot,

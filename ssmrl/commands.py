@@ -162,6 +162,25 @@ def _eval_exported(arguments: Arguments) -> int:
     return 0
 
 
+def adapt(arguments: Arguments) -> int:
+    """Show how a policy adapts within trials."""
+    run_dir, saved = _run(arguments.words[0])
+    errors = [*arguments.errors]
+    errors += [f"{k}: ssmrl adapt takes env and env.KEY only" for k in arguments.settings if k.split(".")[0] != "env"]
+    settings = arguments.settings
+    if getattr(saved, "env_parameters", {}).get("tasks") == "train" and "env" not in settings:
+        settings = {"env.tasks": "held_out", **settings}
+    test = trace([str(run_dir / "config.yaml")], settings, errors)[0]
+    prepare_jax(cache_dir=saved.cache.dir)
+    from ssmrl import adaptation
+    from ssmrl.tracking import jsonable
+
+    chosen = {k: arguments.options[k] for k in ("trials", "step", "greedy", "seed")}
+    facts = adaptation.adapt(run_dir, test, **chosen)
+    print(json.dumps(jsonable(facts)) if arguments.options["json"] else adaptation.render(facts))
+    return 0
+
+
 def export(arguments: Arguments) -> int:
     """Write a policy to a folder."""
     run_dir, saved = _run(arguments.words[0])
@@ -256,17 +275,23 @@ def worldmodel_imagine(arguments: Arguments) -> int:
     return _show(imagining.imagine(run_dir, **chosen), arguments)
 
 
-def worldmodel_record(arguments: Arguments) -> int:
+def record(arguments: Arguments) -> int:
     """Record a data set."""
-    config = trace(arguments.words, arguments.settings, arguments.errors)[0]
+    words, by = arguments.words, arguments.options["policy"]
+    if by is not None:
+        run_dir = _run(by)[0]
+        words = words or [str(run_dir / "config.yaml")]
+    config = trace(words, arguments.settings, arguments.errors)[0]
     output = arguments.options["output"] or f"{config.env.split('/')[-1]}.npz"
     errors = _output_errors(output, (".npz",))
     if errors or Path(output).exists():
         raise ConfigError(errors or [f"--output={output}: it exists; choose another name, or delete it"])
     prepare_jax(config.platform, config.cache.dir)
-    from ssmrl import datasets
+    from ssmrl import datasets, evaluation
 
-    data = datasets.record_dataset(config.env, config.env_parameters, arguments.options["sequences"], config.seed)
+    policy = None if by is None else evaluation.load(run_dir)
+    chosen = config.env, config.env_parameters, arguments.options["sequences"], config.seed
+    data = datasets.record_dataset(*chosen, policy=policy)
     datasets.save(data, output)
     facts = {"output": output, "env": config.env, "sequences": data.sequences, "frames": data.frames}
     _print_facts(facts | {"bytes": Path(output).stat().st_size, "sha256": data.sha256}, arguments)

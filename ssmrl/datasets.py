@@ -1,4 +1,4 @@
-"""Data sets: recorded episodes of one environment in one file, for world models to learn from.
+"""Data sets: recorded episodes of one environment in one file, for world models to learn from, and to imitate.
 
 The file is an ``.npz`` of the arrays of :class:`~ssmrl.frames.Frames` ``[T, N, ...]`` under their tree paths, integers
 in as few bytes as they need, and of ``facts``, JSON in bytes: which environment it is of, and a hash of all that the
@@ -23,6 +23,7 @@ import numpy as np
 from ssmrl import envs, registry, spaces
 from ssmrl.fields import UserError, show
 from ssmrl.frames import Frames, open_stream, record
+from ssmrl.policy import Policy, check_spaces
 from ssmrl.registry import UnknownNameError
 
 FORMAT = 1
@@ -78,15 +79,23 @@ def frame_shapes(env: Any, env_params: Any) -> Frames:
     return jax.eval_shape(one)
 
 
-def record_dataset(name: str, parameters: Mapping[str, Any], sequences: int, seed: int = 0) -> DataSet:
-    """Record whole episodes of the scripted policy of an environment (random actions where it has none)."""
+def record_dataset(
+    name: str, parameters: Mapping[str, Any], sequences: int, seed: int = 0, policy: Policy | None = None
+) -> DataSet:
+    """Record sequences as long as the longest episode of ``policy``, or of the environment's script.
+
+    Actions are random where there is neither. Raises ``UserError`` if the policy does not fit the environment.
+    """
     env, env_params = envs.make(name, **parameters)
     size, frames = min(sequences, _BATCH), env_params.max_steps_in_episode + 1
+    if policy is not None:
+        check_spaces(policy, env, env_params)
 
     @jax.jit
     def batch(key: jax.Array) -> Frames:
         key_open, key_record = jax.random.split(key)
-        return record(env, env_params, open_stream(env, env_params, size, key_open), frames, key_record)[1]
+        stream = open_stream(env, env_params, size, key_open, policy)
+        return record(env, env_params, stream, frames, key_record, policy)[1]
 
     keys = jax.random.split(jax.random.key(seed), -(-sequences // size))
     parts = [{k: _small(np.asarray(v)) for k, v in _leaves(batch(key)).items()} for key in keys]
@@ -120,14 +129,14 @@ def load(path: str | Path) -> DataSet:
     """Read a data set. Raises ``UserError`` if it is missing, cut short, changed, foreign or of another format."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no data set '{path}': make one with `ssmrl worldmodel record PRESET --output {path}`")
+        raise UserError(f"no data set '{path}': make one with `ssmrl record PRESET --output {path}`")
     status = path.stat()
     return _load(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=2)  # a program is traced several times
 def _load(path: Path, stamp: tuple[int, ...]) -> DataSet:
-    foreign = f"{path} is no data set of ssmrl: make one with `ssmrl worldmodel record PRESET --output FILE.npz`"
+    foreign = f"{path} is no data set of ssmrl: make one with `ssmrl record PRESET --output FILE.npz`"
     if not zipfile.is_zipfile(path):
         cut_short = path.read_bytes()[:2] == b"PK"
         raise UserError(f"{path} is cut short; copy it again, or record it again" if cut_short else foreign)
@@ -149,8 +158,11 @@ def _load(path: Path, stamp: tuple[int, ...]) -> DataSet:
     return DataSet(arrays, facts)
 
 
-def load_for(path: str | Path, env: Any, env_params: Any) -> DataSet:
-    """As :func:`load`; raises ``UserError`` also for a data set of another environment than ``env``."""
+def load_for(path: str | Path, env: Any, env_params: Any, key: str = "agent.data") -> DataSet:
+    """As :func:`load`; raises ``UserError`` also for a data set of another environment than ``env``.
+
+    ``key`` is the setting that named it.
+    """
     data = load(path)
     name = data.facts["env"]
     parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in data.facts["parameters"].items()}
@@ -158,14 +170,14 @@ def load_for(path: str | Path, env: Any, env_params: Any) -> DataSet:
         own, own_params = envs.make(name, **parameters)
         defaults = {k: field.default for k, field in registry.envs.find(name).parameters().items()}
     except (UnknownNameError, TypeError, ValueError) as error:
-        raise UserError(f"agent.data={path}: its environment cannot be made here ({error}); record it again") from error
+        raise UserError(f"{key}={path}: its environment cannot be made here ({error}); record it again") from error
     shapes = {k: tuple(leaf.shape) for k, leaf in _leaves(frame_shapes(env, env_params)).items()}
     recorded = {k: tuple(array.shape[2:]) for k, array in data.arrays.items()}
     length = env_params.max_steps_in_episode + 1
     if (own, own_params.max_steps_in_episode + 1, shapes) != (env, length, recorded) or data.length != length:
         own_settings = "".join(f" env.{k}={show(v)}" for k, v in parameters.items() if v != defaults[k])
         raise UserError(
-            f"agent.data={path}: it was recorded in {name}{own_settings}, not in the environment of this run; record "
+            f"{key}={path}: it was recorded in {name}{own_settings}, not in the environment of this run; record "
             "one with the preset and settings that you train with"
         )
     return data

@@ -15,7 +15,7 @@ from ssmrl import checkpoint, portable
 from ssmrl.agents import make_agent, score_of
 from ssmrl.config import Config, resolve, to_flat
 from ssmrl.envs import make as make_env
-from ssmrl.policy import Policy, PolicyCarry
+from ssmrl.policy import Policy, PolicyCarry, check_spaces
 from ssmrl.registry import UserError, agents
 from ssmrl.rollout import reset_batch, step_batch
 from ssmrl.vector import MAX_STEPS, episode_statistics
@@ -86,17 +86,6 @@ def evaluate(
     result = _run_episodes(policy, env, env_params, jax.random.key(seed), episodes=episodes, greedy=greedy)
     result = jax.tree.map(np.asarray, result)
     return episode_statistics(result["returns"], result["lengths"])
-
-
-def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
-    """Raise ``UserError`` unless the policy reads what ``env`` shows and does what it takes."""
-    network = policy.network
-    for name, own, there in (
-        ("observations", network.observation_space, env.observation_space(env_params)),
-        ("actions", network.action_space, env.action_space(env_params)),
-    ):
-        if own != there:
-            raise UserError(f"the policy was trained with {name} in {own}, but {env.name} has {there}")
 
 
 def load(path: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:

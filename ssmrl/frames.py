@@ -13,6 +13,7 @@ from jax import lax
 
 from ssmrl import spaces
 from ssmrl.envs.base import select_rows
+from ssmrl.policy import Policy
 
 
 class Frames(struct.PyTreeNode):
@@ -30,12 +31,13 @@ class Stream(struct.PyTreeNode):
 
     env_state: Any
     plan: Any  # what the scripted policy will do, [B, steps]; () for random actions
+    carry: Any  # of the policy that acts, if one does
     frame: Frames  # the next to be recorded, [B, ...]
     done: jax.Array  # bool [B]: that frame is its episode's last
 
 
-def open_stream(env: Any, params: Any, num_envs: int, key: jax.Array) -> Stream:
-    """Start ``num_envs`` environments and their scripts; ``key`` is consumed."""
+def open_stream(env: Any, params: Any, num_envs: int, key: jax.Array, policy: Policy | None = None) -> Stream:
+    """Start ``num_envs`` environments, their scripts and ``policy``; ``key`` is consumed."""
 
     def one(key: jax.Array) -> tuple[Any, Any, Any]:
         key_reset, key_script = jax.random.split(key)
@@ -45,21 +47,29 @@ def open_stream(env: Any, params: Any, num_envs: int, key: jax.Array) -> Stream:
     obs, state, plan = jax.vmap(one)(jax.random.split(key, num_envs))
     no = jnp.zeros(num_envs, bool)
     action = spaces.zeros(env.action_space(params), (num_envs,))
-    return Stream(state, plan, Frames(obs, action, jnp.zeros(num_envs), ~no, no), no)
+    carry = () if policy is None else policy.initial_carry(num_envs)
+    return Stream(state, plan, carry, Frames(obs, action, jnp.zeros(num_envs), ~no, no), no)
 
 
-def record(env: Any, params: Any, stream: Stream, num_frames: int, key: jax.Array) -> tuple[Stream, Frames, Any]:
+def record(
+    env: Any, params: Any, stream: Stream, num_frames: int, key: jax.Array, policy: Policy | None = None
+) -> tuple[Stream, Frames, Any]:
     """Record the next ``num_frames`` frames of every environment; ``key`` is consumed.
 
-    Actions are the environment's scripted policy's, or random where it has none. Environments whose episode is over
-    start the next one one frame later (``NEXT_STEP`` auto-reset). Returns the stream, frames ``[T, B, ...]`` and the
-    environments' states behind them.
+    Actions are those of ``policy``, or else of the environment's script, or random where it has none. Environments
+    whose episode is over start the next one one frame later (``NEXT_STEP`` auto-reset). Returns the stream, frames
+    ``[T, B, ...]`` and the environments' states behind them.
     """
     num_envs = stream.done.shape[0]
 
     def advance(stream: Stream, key: jax.Array) -> tuple[Stream, tuple[Frames, Any]]:
         key_act, key_step, key_reset = jax.random.split(key, 3)
-        if _scripted(env):
+        carry = stream.carry
+        if policy is not None:
+            action, carry = policy.act(
+                carry, stream.frame.obs, stream.frame.reset, reward=stream.frame.reward, key=key_act
+            )
+        elif _scripted(env):
             now = jnp.minimum(stream.env_state.time, stream.plan.shape[1] - 1)
             action = jnp.take_along_axis(stream.plan, now[:, None], 1)[:, 0]
         else:
@@ -68,10 +78,10 @@ def record(env: Any, params: Any, stream: Stream, num_frames: int, key: jax.Arra
         obs, state, reward, terminated, _ = env.step_envs(keys, stream.env_state, action, params)
         truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(state, params)
         frame = Frames(obs, action, reward.astype(jnp.float32), jnp.zeros_like(terminated), terminated)
-        stepped = Stream(state, stream.plan, frame, terminated | truncated)
+        stepped = Stream(state, stream.plan, carry, frame, terminated | truncated)
 
         def restart(stepped: Stream) -> Stream:
-            fresh = open_stream(env, params, num_envs, key_reset)
+            fresh = open_stream(env, params, num_envs, key_reset).replace(carry=carry)  # which reads the reset flag
             return jax.tree.map(lambda new, old: select_rows(stream.done, new, old), fresh, stepped)
 
         after = lax.cond(stream.done.any(), restart, lambda stepped: stepped, stepped)

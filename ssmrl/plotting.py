@@ -137,6 +137,28 @@ def plot_horizon(curves: Mapping[str, np.ndarray], control: Mapping[str, np.ndar
     return _save(figure, output, [list(columns), *rows])
 
 
+def plot_adaptation(x: np.ndarray, curves: Mapping[str, np.ndarray], output: Path, by: str) -> Path:
+    """Draw what players earn against how far a trial is: means and 95 % intervals ``[3, P]`` at points ``x`` ``[P]``.
+
+    ``by`` says what points are, episodes or steps. References, those after the first two, are dashed. The CSV has all
+    numbers. Returns ``output``.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    columns = {by: x}
+    for i, (name, found) in enumerate(curves.items()):
+        (line,) = axes.plot(x, found[0], ".-" if i < 2 else "--", markersize=4, linewidth=1 + (i < 2), label=name)
+        if i < 2:
+            axes.fill_between(x, *found[1:], color=line.get_color(), alpha=0.2, linewidth=0)
+        columns |= {f"{name}{end}": row for end, row in zip(("", "/low", "/high"), found, strict=True)}
+    axes.set_xlabel("episode of the trial" if by == "episode" else "step of the trial")
+    axes.set_ylabel("return, 95 % interval" if by == "episode" else "reward since the point before, 95 % interval")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    rows = [_plain(*row) for row in zip(*columns.values(), strict=True)]
+    return _save(figure, output, [list(columns), *rows])
+
+
 def _known(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).any())
 

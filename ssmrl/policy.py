@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ssmrl import spaces, vector
+from ssmrl.fields import UserError
 from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.nn.base import Carry
 from ssmrl.nn.distributions import Distribution
@@ -117,3 +118,14 @@ class Policy(struct.PyTreeNode):
             obs = self.obs_stats.normalize(jnp.asarray(obs, jnp.float32))
         inputs = (memory, obs, reset, prev_action, prev_reward * self.reward_scale)
         return cast(tuple[Carry, Distribution, jax.Array], self.network.apply({"params": self.params}, *inputs))
+
+
+def check_spaces(policy: Policy, env: Any, env_params: Any) -> None:
+    """Raise ``UserError`` unless the policy reads what ``env`` shows and does what it takes."""
+    network = policy.network
+    for name, own, there in (
+        ("observations", network.observation_space, env.observation_space(env_params)),
+        ("actions", network.action_space, env.action_space(env_params)),
+    ):
+        if own != there:
+            raise UserError(f"the policy was trained with {name} in {own}, but {env.name} has {there}")

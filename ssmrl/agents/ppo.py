@@ -14,7 +14,8 @@ import optax
 from flax import struct
 from jax import lax
 
-from ssmrl import optimizer, spaces
+from ssmrl import datasets, optimizer, spaces
+from ssmrl.imitation import imitation_loss
 from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.nn.base import Carry, SequenceModel
 from ssmrl.policy import Policy, PolicyCarry, RunningStats
@@ -70,6 +71,7 @@ class PPO(struct.PyTreeNode):
     entropy_coef: float = hp(0.0, "weight of the entropy bonus")
     value_coef: float = hp(0.5, "weight of the value loss", ge=0.0)
     reward_scale: float = hp(1.0, "rewards are multiplied by this, for learning and as input; returns are reported raw")
+    demo_weight: float = hp(0.1, "weight of the imitation of demos, if there are some", ge=0.0)
     anneal_to: float = hp(0.0, "final learning rate relative to the first, for anneal other than none", ge=0.0)
     # rollout and optimisation
     num_envs: int = hp(64, "environments stepped in parallel", ge=1)
@@ -84,6 +86,8 @@ class PPO(struct.PyTreeNode):
         "bootstrap",
         "at a time limit, value the final observation, or treat it as a terminal state (as older code does)",
     )
+    demos: str = hp("none", "file of ssmrl record whose actions are imitated beside what is learned (none: no file)")
+    demo_sequences: int = hp(16, "sequences of demos per minibatch", ge=1)
     # network
     inputs: tuple[Literal["obs", "action", "reward", "start"], ...] = hp(
         ("obs", "action", "reward", "start"), "what the policy reads"
@@ -205,24 +209,46 @@ class PPO(struct.PyTreeNode):
         stats = None if state.value_stats is None else state.value_stats.update(target)
         return Batch(transitions, advantage / std, (target - mean) / std, state.carry.memory), stats
 
+    def extra_loss(self, policy: Policy, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """A loss on top of PPO's, and its metrics; ``key`` is consumed. A subclass may add its own.
+
+        This one imitates demonstrations, as a divergence of theirs from the policy.
+        """
+        if self.demos == "none":
+            return jnp.float32(0), {}
+        data = datasets.load_for(self.demos, self.env, self.env_params, "agent.demos")
+        loss = imitation_loss(policy, data.draw(self.env, self.env_params, self.demo_sequences, key))
+        return self.demo_weight * loss, {"imitation_loss": loss}
+
+    def input_files(self) -> dict[str, str]:
+        """What a result depends on besides configuration and code: the hash of the demonstrations, if there are."""
+        return {} if self.demos == "none" else {"demos_sha256": datasets.load(self.demos).sha256}
+
     def _optimize(self, state: State, policy: Policy, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         """Run all epochs of minibatches as one scan over the rows of a table of environment indices."""
         keys = jax.random.split(key, self.epochs)
         order = jax.vmap(lambda k: jax.random.permutation(k, self.num_envs))(keys)
         rows = order.reshape(self.epochs * self.num_minibatches, -1)
+        keys_extra = jax.random.split(jax.random.fold_in(key, 1), rows.shape[0])
 
-        def step(carry: tuple[Any, Any], row: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
-            params, opt_state = carry
+        def step(carry: tuple[Any, Any], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], Metrics]:
+            (params, opt_state), (row, key_extra) = carry, xs
             transitions, advantage, target = jax.tree.map(
                 lambda x: jnp.take(x, row, axis=1), (batch.transitions, batch.advantage, batch.target)
             )
             memory = jax.tree.map(lambda x: jnp.take(x, row, axis=0), batch.memory)
             part = Batch(transitions, advantage, target, memory)
-            gradient, metrics = jax.grad(self._loss, has_aux=True)(params, policy, part)
+
+            def total(params: Any) -> tuple[jax.Array, Metrics]:
+                loss, metrics = self._loss(params, policy, part)
+                extra, more = self.extra_loss(policy.replace(params=params), key_extra)
+                return loss + extra, {**metrics, **more, "loss": loss + extra}
+
+            gradient, metrics = jax.grad(total, has_aux=True)(params)
             params, opt_state, norm = self._apply_gradient(params, opt_state, gradient, state.updates)
             return (params, opt_state), {**metrics, "grad_norm": norm}
 
-        (params, opt_state), metrics = lax.scan(step, (state.params, state.opt_state), rows)
+        (params, opt_state), metrics = lax.scan(step, (state.params, state.opt_state), (rows, keys_extra))
         ratio_error = metrics.pop("ratio_error")[0]
         metrics = {name: value.mean() for name, value in metrics.items()}
         metrics["ratio_error"] = ratio_error
@@ -251,7 +277,6 @@ class PPO(struct.PyTreeNode):
         entropy = dist.entropy().mean()
         loss = policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
         return loss, {
-            "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,

@@ -59,7 +59,7 @@ class S4WM(struct.PyTreeNode):
     # data
     num_envs: int = hp(32, "sequences per update", ge=1)
     num_steps: int = hp(0, "frames per sequence (0: whole episodes); shorter ones go on where the last ended", ge=0)
-    data: str = hp("stream", "stream (fresh episodes), or a file of ssmrl worldmodel record")
+    data: str = hp("stream", "stream (fresh episodes), or a file of ssmrl record")
     anneal: Literal["none", "linear", "cosine"] = hp("cosine", "learning-rate schedule over total_steps")
     # network
     posterior: Literal["obs", "rssm"] = hp("obs", "posterior of the observation alone, or of the history too")

@@ -1,8 +1,8 @@
 """Action distributions, one per kind of action space.
 
 A distribution draws *raw* actions: what ``log_prob`` takes and what is stored for learning. ``to_env`` turns a raw
-action into the environment's; only for continuous actions do they differ (before and after the squashing), so that the
-probability of a stored action never has to invert a saturated tanh.
+action into the environment's, ``from_env`` back; only for continuous actions do they differ (before and after the
+squashing), so that the probability of a stored action never has to invert a saturated tanh.
 """
 
 import math
@@ -45,6 +45,10 @@ class Categorical(struct.PyTreeNode):
         """The action itself."""
         return raw
 
+    def from_env(self, action: jax.Array) -> jax.Array:
+        """The action itself."""
+        return action
+
 
 class MultiCategorical(struct.PyTreeNode):
     """Independent categoricals, one per element of a MultiDiscrete space; actions are int32 ``[..., len(nvec)]``."""
@@ -71,6 +75,10 @@ class MultiCategorical(struct.PyTreeNode):
     def to_env(self, raw: jax.Array) -> jax.Array:
         """The action itself."""
         return raw
+
+    def from_env(self, action: jax.Array) -> jax.Array:
+        """The action itself."""
+        return action
 
 
 class TanhNormal(struct.PyTreeNode):
@@ -101,6 +109,13 @@ class TanhNormal(struct.PyTreeNode):
     def entropy(self) -> jax.Array:
         """Entropy of the normal before the squashing (that of the squashed one has no closed form)."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def from_env(self, action: jax.Array) -> jax.Array:
+        """The raw action of an environment's, ``[..., *shape]``; at the bounds, which have none, of one close by."""
+        lead = action.ndim - len(self.space.shape)
+        low, high = (bound.reshape((1,) * lead + bound.shape) for bound in self.space.bounds())
+        unit = 2 * (jnp.clip(action, low, high) - low) / (high - low) - 1
+        return jnp.arctanh(jnp.clip(unit, -0.999, 0.999)).reshape(*action.shape[:lead], -1)
 
     def to_env(self, raw: jax.Array) -> jax.Array:
         """Squash and scale to the bounds of the space, ``[..., *shape]``."""

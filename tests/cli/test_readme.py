@@ -71,10 +71,10 @@ def test_command(line, capsys):
             assert main([command, *rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0, capsys.readouterr().err
         case ["ssmrl", "worldmodel", "train", preset, *rest]:
             files = [word.removeprefix("agent.data=") for word in rest if word.startswith("agent.data=")]
-            record = ["worldmodel", "record", preset, "--sequences=4", "--quiet"]
+            record = ["record", preset, "--sequences=4", "--quiet"]
             assert all(main([*record, f"--output={file}"]) == 0 for file in files), capsys.readouterr().err
             assert main([*words[1:], "--dry-run"]) == 0, capsys.readouterr().err
-        case ["ssmrl", "worldmodel", "record", *_]:
+        case ["ssmrl", "record", *_]:
             assert main([*words[1:], "--sequences=4"]) == 0, capsys.readouterr().err
         case ["ssmrl", *rest]:
             assert main(rest) == 0, capsys.readouterr().err

@@ -39,7 +39,8 @@ def settings(values):
 
 def typed(capsys, *words):
     """Exit code, standard output as JSON, and standard error."""
-    code = main(["worldmodel", *map(str, words), "--json"])
+    group = [] if words[0] == "record" else ["worldmodel"]
+    code = main([*group, *map(str, words), "--json"])
     out, err = capsys.readouterr()
     return code, json.loads(out) if out else None, err
 
@@ -63,7 +64,7 @@ def _compile_quickly():
 @pytest.fixture(scope="module")
 def data(_here):
     words = ["record", "worldmodel/cue_recall", "env.delay=4", "--output=cues.npz", "--sequences=32", "--quiet"]
-    assert main(["worldmodel", *words]) == 0
+    assert main(words) == 0
     return Path("cues.npz")
 
 
@@ -241,7 +242,7 @@ def test_a_run_goes_on_with_its_data_bit_for_bit(run, data):
 def test_a_run_does_not_go_on_with_other_data(run, data, capsys):
     kept = data.read_bytes()
     data.unlink()
-    assert main(["worldmodel", "record", "worldmodel/cue_recall", "env.delay=4", "seed=1", f"--output={data}"]) == 0
+    assert main(["record", "worldmodel/cue_recall", "env.delay=4", "seed=1", f"--output={data}"]) == 0
     capsys.readouterr()
     try:
         assert main(["resume", str(run), f"total_steps={3 * UPDATE}", "--quiet"]) == 2
@@ -309,9 +310,9 @@ def test_errors(control, data, capsys, words, errors):
 
 def test_help_of_the_group_and_of_its_commands(capsys):
     assert main(["worldmodel"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:8]] == [
-        *("train", "eval", "imagine", "record")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:7]] == [
+        *("train", "eval", "imagine")
     ]
-    for name in ("train", "eval", "imagine", "record"):
+    for name in ("train", "eval", "imagine"):
         assert main(["worldmodel", name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: ssmrl worldmodel {name} ")

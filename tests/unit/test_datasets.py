@@ -108,7 +108,7 @@ def change_an_observation(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "no data set '.*cues.npz': make one with `ssmrl worldmodel record PRESET"),
+        (lambda path: path.unlink(), "no data set '.*cues.npz': make one with `ssmrl record PRESET"),
         (cut_short, "cues.npz is cut short; copy it again"),
         (flip_a_byte, "cues.npz is damaged"),
         (change_an_observation, "cues.npz is damaged or was changed: its content does not have its sha256"),
