@@ -87,7 +87,7 @@ def record_dataset(
     Actions are random where there is neither. Raises ``UserError`` if the policy does not fit the environment.
     """
     env, env_params = envs.make(name, **parameters)
-    size, frames = min(sequences, _BATCH), env_params.max_steps_in_episode + 1
+    size, frames = min(sequences, _BATCH), env.longest_episode(env_params) + 1
     if policy is not None:
         check_spaces(policy, env, env_params)
 
@@ -173,8 +173,8 @@ def load_for(path: str | Path, env: Any, env_params: Any, key: str = "agent.data
         raise UserError(f"{key}={path}: its environment cannot be made here ({error}); record it again") from error
     shapes = {k: tuple(leaf.shape) for k, leaf in _leaves(frame_shapes(env, env_params)).items()}
     recorded = {k: tuple(array.shape[2:]) for k, array in data.arrays.items()}
-    length = env_params.max_steps_in_episode + 1
-    if (own, own_params.max_steps_in_episode + 1, shapes) != (env, length, recorded) or data.length != length:
+    length = env.longest_episode(env_params) + 1
+    if (own, own.longest_episode(own_params) + 1, shapes) != (env, length, recorded) or data.length != length:
         own_settings = "".join(f" env.{k}={show(v)}" for k, v in parameters.items() if v != defaults[k])
         raise UserError(
             f"{key}={path}: it was recorded in {name}{own_settings}, not in the environment of this run; record "

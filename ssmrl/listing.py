@@ -116,7 +116,7 @@ def _env_shapes(entry: Entry) -> dict[str, Any]:
         env, params = envs.make(name)
     except UserError as error:
         return {"name": name, "unavailable": str(error)}
-    limit = getattr(params, "max_steps_in_episode", None)
+    limit = env.longest_episode(params)
     trained = [preset for preset in config.presets() if config.resolve([preset]).env == name]
     return {
         "name": name,

@@ -39,7 +39,7 @@ def context_length(env: Any, env_params: Any) -> int:
 
     Raises ``ValueError`` if an episode has no frame after them.
     """
-    frames = env_params.max_steps_in_episode + 1
+    frames = env.longest_episode(env_params) + 1
     context = getattr(env, "context", frames // 2)
     if not 0 < context < frames:
         raise ValueError(
@@ -64,7 +64,7 @@ def record_episodes(env: Any, env_params: Any, episodes: int, key: jax.Array) ->
     """Whole episodes of the scripted policy (random actions where there is none); ``key`` is consumed."""
     key_open, key_record = jax.random.split(key)
     stream = open_stream(env, env_params, episodes, key_open)
-    _, frames, states = record(env, env_params, stream, env_params.max_steps_in_episode + 1, key_record)
+    _, frames, states = record(env, env_params, stream, env.longest_episode(env_params) + 1, key_record)
     if hasattr(env, "annotate"):
         notes = jax.vmap(jax.vmap(lambda s: env.annotate(s, env_params)))(states)
         return Recording(frames, notes.cells, notes.events, notes.facts)

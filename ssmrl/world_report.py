@@ -167,7 +167,7 @@ def _probe_data(
 
     Neither ``h_t`` nor the carry ``x_t`` depends on observation ``t``. A carry that is too wide is left out.
     """
-    length, context = env_params.max_steps_in_episode + 1, context_length(env, env_params)
+    length, context = env.longest_episode(env_params) + 1, context_length(env, env_params)
     chunk = max(1, (length - context) // _PROBED)
     used, size = length // chunk * chunk, min(episodes, _BATCH)
     times = np.arange(chunk - 1, used, chunk)

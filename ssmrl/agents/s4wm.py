@@ -84,7 +84,7 @@ class S4WM(struct.PyTreeNode):
     @property
     def sequence_length(self) -> int:
         """Frames in a sequence: an episode of n steps has n + 1."""
-        return self.num_steps or self.env_params.max_steps_in_episode + 1
+        return self.num_steps or self.env.longest_episode(self.env_params) + 1
 
     @property
     def steps_per_update(self) -> int:

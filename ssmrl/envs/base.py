@@ -97,6 +97,10 @@ class Environment:
         """``sample_task`` for ``keys`` ``[B]``: parameters ``[B, ...]``; ``axis`` as in :meth:`reset_envs`."""
         return jax.vmap(self.sample_task, in_axes=(0, axis))(keys, params)
 
+    def longest_episode(self, params: Any) -> Any:
+        """Number of steps after which an episode is over at the latest; None if nothing limits it."""
+        return getattr(params, "max_steps_in_episode", None)
+
     def observation_space(self, params: Any) -> Space:
         """Space of one observation."""
         raise NotImplementedError(f"{self.name} must define observation_space(params)")

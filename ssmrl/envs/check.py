@@ -59,7 +59,7 @@ def _remedy(name: str) -> str:
 
 def _run_stages(env: Any, params: Any, key: jax.Array, steps: int | None, eager: bool) -> list[str]:
     params = env.default_params if params is None else params
-    limit = getattr(params, "max_steps_in_episode", 1000)
+    limit = _limit(env, params) or 1000
     steps = int(min(2 * limit + 2, 2000)) if steps is None else steps
     found = list(_identity(env))
     if any(text.startswith("not hashable") for text in found):
@@ -82,6 +82,10 @@ def _run_stages(env: Any, params: Any, key: jax.Array, steps: int | None, eager:
             found.append(f"{what} raises {type(error).__name__}: {reason}{remedy}")
             break
     return found
+
+
+def _limit(env: Any, params: Any) -> Any:
+    return getattr(env, "longest_episode", lambda p: getattr(p, "max_steps_in_episode", None))(params)
 
 
 def _identity(env: Any) -> Iterator[str]:
@@ -239,7 +243,7 @@ def _plays(env: Any, params: Any, key: jax.Array, steps: int) -> Iterator[str]:
         yield "state.time does not count: it is 0 after reset_env and grows by 1 in each step_env"
     if not played["final"].all():
         yield "info['final_observation'] differs from obs inside an episode: it is the observation of the step itself"
-    limit = getattr(params, "max_steps_in_episode", np.inf)
+    limit = _limit(env, params) or np.inf
     if steps > limit and not played["done"].any():
         yield f"no episode ended in {steps} steps but the limit is {limit}: compare state.time with it in is_truncated"
     if all((x == x[:1]).all() for x in jax.tree.leaves((start_obs, start_state))):

@@ -24,11 +24,6 @@ class ProjectedTask:
     observation: jax.Array  # [O, size of the wrapped observation]; [0, 0] where observations are left alone
     action: jax.Array  # [size of the wrapped action, A]; [0, 0] where actions are
 
-    @property
-    def max_steps_in_episode(self) -> int:
-        """The wrapped environment's."""
-        return self.task.max_steps_in_episode
-
 
 @dataclasses.dataclass(frozen=True)
 class Projection(Wrapper):
@@ -100,6 +95,10 @@ class Projection(Wrapper):
     def is_truncated(self, state: Any, params: Any) -> jax.Array:
         """See ``Environment``."""
         return self.env.is_truncated(state, params.task)
+
+    def longest_episode(self, params: Any) -> Any:
+        """See ``Environment``."""
+        return self.env.longest_episode(params.task)
 
     def observation_space(self, params: Any) -> Space:
         """Space of one observation."""

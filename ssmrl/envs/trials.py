@@ -106,6 +106,11 @@ class Trials(Wrapper):
         """Never: a trial has an end of its own."""
         return jnp.zeros_like(state.time, bool)
 
+    def longest_episode(self, params: Any) -> int:
+        """Steps after which a trial is over at the latest."""
+        by_episodes = self.episodes * self.env.longest_episode(params)
+        return min(self.steps or by_episodes, by_episodes or self.steps)
+
     def observation_space(self, params: Any) -> Space:
         """Space of one observation."""
         inner = self.env.observation_space(params)

@@ -94,6 +94,10 @@ class Wrapper(Environment):
         """See ``Environment``."""
         return self.env.is_truncated(state, params)
 
+    def longest_episode(self, params: Any) -> Any:
+        """See ``Environment``."""
+        return self.env.longest_episode(params)
+
     def observation_space(self, params: Any) -> Space:
         """Space of one observation."""
         return self.env.observation_space(params)
@@ -141,6 +145,10 @@ class TimeLimit(Wrapper):
     def is_truncated(self, state: Any, params: Any) -> jax.Array:
         """See ``Environment``."""
         return self.env.is_truncated(state, params) | (state.time >= self.max_steps)
+
+    def longest_episode(self, params: Any) -> Any:
+        """See ``Environment``."""
+        return self.max_steps
 
 
 def wrap(env: Any, options: Options) -> Any:

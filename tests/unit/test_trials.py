@@ -135,6 +135,17 @@ def test_rewards_of_the_warm_up_are_seen_and_do_not_count():
     assert set(np.asarray(outcome.episode_return)[np.asarray(outcome.terminated)]) == {10, 3}
 
 
+def test_the_longest_trial():
+    env, params = Safe(), SafeParams()
+    assert [Trials(env, *n).longest_episode(params) for n in ((5, 0), (0, 7), (5, 7), (2, 7))] == [15, 7, 7, 6]
+    assert (
+        envs.make("gymnax/Pendulum-v1", project_actions=3, max_steps=9, trial_episodes=4)[0].longest_episode(
+            Projection(env=envs.make("gymnax/Pendulum-v1")[0], observations=0, actions=3).default_params
+        )
+        == 36
+    )
+
+
 def test_trials_and_projections_keep_the_contract():
     trials = Trials(Safe(), episodes=2, steps=0, warmup=1)
     assert check_env(trials, steps=20) == []
