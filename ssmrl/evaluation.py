@@ -15,9 +15,10 @@ from ssmrl import checkpoint, portable
 from ssmrl.agents import make_agent, score_of
 from ssmrl.config import Config, resolve, to_flat
 from ssmrl.envs import make as make_env
+from ssmrl.envs.trials import Trials
 from ssmrl.policy import Policy, PolicyCarry, check_spaces
 from ssmrl.registry import UserError, agents
-from ssmrl.rollout import reset_batch, step_batch
+from ssmrl.rollout import episode_numbers, reset_batch, step_batch
 from ssmrl.vector import MAX_STEPS, episode_statistics
 
 SCORE = "return_mean"  # what "best" means, in manifests and in final.json
@@ -31,27 +32,30 @@ def run_episodes(
 
     Each of ``B = min(episodes, 256)`` environments runs the same number of episodes, so that short ones do not count
     more often. Returns ``returns`` and ``lengths`` ``[episodes per environment, B]``; an episode without an end within
-    100,000 steps is NaN.
+    100,000 steps is NaN. Of trials of K episodes these are whole trials, and ``by_place`` ``[K]`` the mean returns of
+    their episodes by their place in the trial.
     """
     num_envs = min(episodes, _MAX_ENVS)
     per_env = -(-episodes // num_envs)
     key, key_reset = jax.random.split(key)
     results = jnp.full((2, per_env, num_envs), jnp.nan)
+    places = env.episodes if isinstance(env, Trials) else 0
     start = (
         policy.initial_carry(num_envs),
         reset_batch(env, env_params, num_envs, key_reset),
         jnp.zeros(num_envs, jnp.int32),
         results,
+        jnp.zeros((2, places)),  # by place in a trial: returns, and how many
         key,
         jnp.int32(0),
     )
 
     def running(loop: tuple) -> jax.Array:
-        _, _, finished, _, _, t = loop
+        _, _, finished, *_, t = loop
         return (finished < per_env).any() & (t < per_env * MAX_STEPS)
 
     def step(loop: tuple) -> tuple:
-        carry, batch, finished, results, key, t = loop
+        carry, batch, finished, results, by_place, key, t = loop
         key, key_act, key_env = jax.random.split(key, 3)
         memory, dist, _ = policy.step(carry, batch.obs, batch.reset, batch.reward)
         action = dist.to_env(dist.mode() if greedy else dist.sample(key_act))
@@ -60,10 +64,15 @@ def run_episodes(
         slot = jnp.where(ended, finished, per_env)  # out of range where nothing ended: dropped
         values = jnp.stack([outcome.episode_return, outcome.episode_length.astype(jnp.float32)])
         results = results.at[:, slot, jnp.arange(num_envs)].set(values, mode="drop")
-        return PolicyCarry(memory, action), batch, finished + ended, results, key, t + 1
+        if places:
+            trial = outcome.trial
+            place = jnp.where(trial.ended & (finished < per_env), trial.episode, places)
+            by_place = by_place.at[:, place].add(jnp.stack([trial.episode_return, jnp.ones(num_envs)]), mode="drop")
+        return PolicyCarry(memory, action), batch, finished + ended, results, by_place, key, t + 1
 
-    returns, lengths = lax.while_loop(running, step, start)[3]
-    return {"returns": returns, "lengths": lengths}
+    _, _, _, (returns, lengths), by_place, *_ = lax.while_loop(running, step, start)
+    found = {"returns": returns, "lengths": lengths}
+    return found | {"by_place": by_place[0] / by_place[1]} if places else found
 
 
 _run_episodes = jax.jit(run_episodes, static_argnames=("env", "episodes", "greedy"))
@@ -74,8 +83,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure ``policy`` in ``env``: an environment, its id, or a ``gymnasium.vector.VectorEnv``.
 
-    Returns a flat dict: ``return_mean``, ``return_std`` and ``return_se`` over episodes, ``length_mean``, ``episodes``.
-    ``env_params`` are for the first kind. Raises ``UserError`` if the environment's spaces are not the policy's.
+    Returns a flat dict: ``return_mean``, ``return_std`` and ``return_se`` over episodes, ``length_mean``, ``episodes``;
+    for trials also ``episode_return/<number>``, by the place in the trial. ``env_params`` are for the first kind.
+    Raises ``UserError`` if the environment's spaces are not the policy's.
     """
     if not isinstance(env, str) and not hasattr(env, "reset_env"):
         return policy.run(env, episodes, seed=seed, greedy=greedy)
@@ -85,7 +95,10 @@ def evaluate(
     check_spaces(policy, env, env_params)
     result = _run_episodes(policy, env, env_params, jax.random.key(seed), episodes=episodes, greedy=greedy)
     result = jax.tree.map(np.asarray, result)
-    return episode_statistics(result["returns"], result["lengths"])
+    places = result.get("by_place", np.zeros(0))
+    numbers = episode_numbers(len(places)) if len(places) else []
+    found = episode_statistics(result["returns"], result["lengths"])
+    return found | {f"episode_return/{n}": float(places[n - 1]) for n in numbers}
 
 
 def load(path: str | Path, step: str | int = "best", seed_index: int = 0) -> Policy:
@@ -192,6 +205,8 @@ def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
         "episodes": int(sum(s["episodes"] for s in scores)),
         "seeds": len(scores),
     }
+    by_place = [k for k in scores[0] if k.startswith("episode_return/")]
+    summary |= {k: float(np.mean([s[k] for s in scores])) for k in by_place}
     return summary | {f"return_mean/seed_{i}": m for i, m in enumerate(means)}
 
 

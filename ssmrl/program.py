@@ -21,6 +21,7 @@ from ssmrl.registry import UserError
 
 NEVER = 2**31 - 1  # the first bad update of a chunk without one
 _BY_EPISODE = ("return_mean", "length_mean")  # means over episodes, not over updates
+_BY_PLACE = "episode_return/"  # means over those updates in which such an episode of a trial ended
 
 
 def build_agent(config: Config) -> Any:
@@ -182,17 +183,22 @@ class Program:
         """One seed of one trial."""
 
         def add(i: jax.Array, carry: tuple) -> tuple:
-            state, totals, bad = carry
+            state, totals, counts, bad = carry
             state, metrics = self._update(values, state)
             weight = metrics.get("episodes", jnp.float32(0))
             metrics |= {k: jnp.where(weight > 0, metrics[k] * weight, 0) for k in _BY_EPISODE if k in metrics}
+            known = {k: jnp.isfinite(v) for k, v in metrics.items() if k.startswith(_BY_PLACE)}
+            metrics |= {k: jnp.where(known[k], metrics[k], 0) for k in known}
+            counts = {k: counts[k] + known[k] for k in known}
             broken = ~jnp.isfinite(jnp.stack([metrics["loss"], metrics["grad_norm"]])).all()
             bad = jnp.where(broken, jnp.minimum(bad, i), bad)
-            return state, jax.tree.map(jnp.add, totals, metrics), bad
+            return state, jax.tree.map(jnp.add, totals, metrics), counts, bad
 
         zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in self.metrics.items()}
-        state, totals, bad = lax.fori_loop(0, n, add, (state, zeros, jnp.int32(NEVER)))
-        means = {k: v / (totals["episodes"] if k in _BY_EPISODE else n) for k, v in totals.items() if k != "episodes"}
+        none = {k: jnp.int32(0) for k in zeros if k.startswith(_BY_PLACE)}
+        state, totals, counts, bad = lax.fori_loop(0, n, add, (state, zeros, none, jnp.int32(NEVER)))
+        counts |= dict.fromkeys(_BY_EPISODE, totals.get("episodes", n))
+        means = {k: v / counts.get(k, n) for k, v in totals.items() if k != "episodes"}
         return state, means | {k: v for k, v in totals.items() if k == "episodes"}, bad
 
 

@@ -79,15 +79,19 @@ def step_batch(env: Any, params: Any, batch: EnvBatch, action: Any, key: jax.Arr
     return batch, outcome
 
 
+def episode_numbers(episodes: int) -> list[int]:
+    """The episodes of a trial that are looked at: 1, 2, 3, 5, 10, 20, ... and the last."""
+    return sorted({m * 10**e for e in range(4) for m in (1, 2, 3, 5) if m * 10**e < episodes} | {episodes})
+
+
 def returns_by_episode(trial: Any, episodes: int) -> dict[str, jax.Array]:
     """How returns rise within trials: the mean return of their episodes number 1, 2, 3, 5, 10, ... and ``episodes``.
 
     ``trial`` has the :class:`~ssmrl.envs.trials.Progress` of every step, arrays ``[T, B]``. Returns scalars
     ``episode_return/<number>``, NaN where no such episode ended.
     """
-    numbers = {m * 10**e for e in range(4) for m in (1, 2, 3, 5) if m * 10**e < episodes} | {episodes}
     found = {}
-    for number in sorted(numbers):
+    for number in episode_numbers(episodes):
         counted = trial.ended & (trial.episode == number - 1)
         found[f"episode_return/{number}"] = (trial.episode_return * counted).sum() / counted.sum()
     return found

@@ -135,11 +135,15 @@ class S4WM(struct.PyTreeNode):
         return state, metrics
 
     def evaluate(self, state: State, key: jax.Array, *, episodes: int) -> Metrics:
-        """Measure open-loop imagination over fresh episodes: ``ssmrl.world_evaluation``; ``key`` is consumed."""
+        """Measure open-loop imagination over fresh episodes: ``ssmrl.world_evaluation``; ``key`` is consumed.
+
+        What the environment is about is named ``score`` too, so that different tasks can be ranked alike.
+        """
         network = self.network
         found, _ = world_evaluation.evaluate_world_model(
             network, state.params, self.env, self.env_params, key, episodes
         )
+        found["score"] = found[self.score]
         return {k: v for k, v in found.items() if not k.endswith("_se") or k == f"{self.score}_se"}
 
     def input_files(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ssmrl.envs import Environment, EnvState, check_env
 from ssmrl.envs.base import EnvParams
 from ssmrl.envs.projection import Projection, orthonormal
 from ssmrl.envs.trials import Trials
+from ssmrl.evaluation import evaluate
 from ssmrl.fields import ConfigError
 from ssmrl.nn import make_model
 from ssmrl.rollout import reset_batch, returns_by_episode, step_batch
@@ -225,6 +226,16 @@ def test_returns_by_episode():
     trial = jax.tree.map(np.asarray, outcome.trial)
     third = trial.episode_return[trial.ended & (trial.episode == 2)]
     assert np.isclose(found["episode_return/3"], third.mean())
+
+
+def test_evaluation_tells_returns_by_episode():
+    env = Trials(Safe(), episodes=3, steps=0)
+    agent = PPO(env, env.default_params, make_model("none", d_model=4), num_envs=4, heads=(4,))
+    policy = agent.policy(agent.init(jax.random.key(0)))
+    found = evaluate(policy, env, episodes=40)
+    assert [k for k in found if k.startswith("episode_return/")] == [f"episode_return/{n}" for n in (1, 2, 3)]
+    assert np.isclose(sum(found[f"episode_return/{n}"] for n in (1, 2, 3)), found["return_mean"], rtol=1e-5)
+    assert 3 <= found["episode_return/2"] <= 12
 
 
 def test_ppo_logs_returns_by_episode():
