@@ -2,7 +2,7 @@
 
     python benchmarks/envs.py [PATTERN ...] [--num-envs 256] [--runs 5]
 
-Without a pattern: the Easy variant of each POPGym family, one gymnax and two bsuite tasks.
+Without a pattern: the Easy variant of each POPGym family, the control pool, one gymnax and two bsuite tasks.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from ssmrl import make_env
 from ssmrl.registry import envs
 from ssmrl.rollout import reset_batch, step_batch
 
-OTHERS = ["gymnax/CartPole-v1", "bsuite/MemoryLen/30", "bsuite/UmbrellaLength/20"]
+OTHERS = ["gymnax/CartPole-v1", "bsuite/MemoryLen/30", "bsuite/UmbrellaLength/20", "meta/Control-Train"]
 
 
 def chosen(patterns: list[str]) -> list[str]:
     names = [e.name for e in envs.entries() if not e.alias and e.suffix is None]
     if patterns:
         return [n for n in names if any(p.lower() in n.lower() for p in patterns)]
-    return [n for n in names if n.startswith("popgym/") and n.endswith("Easy")] + OTHERS
+    easy = [n for n in names if n.startswith("popgym/") and n.endswith("Easy")]
+    return easy + [n for n in names if n.startswith("control/")] + OTHERS
 
 
 def measure(name: str, num_envs: int, runs: int) -> tuple[float, float, float, float]:

@@ -106,6 +106,10 @@ class Brax(Environment):
     def _env(self) -> Any:
         return _upstream(self._split[0], self.backend)[0]
 
+    def _under(self, params: Any) -> Any:
+        """brax's environment, with the physics that the parameters ask for."""
+        return self._env
+
     @functools.cached_property
     def _seen(self) -> np.ndarray:
         base, kind = self._split
@@ -120,7 +124,7 @@ class Brax(Environment):
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, RobotState]:
         """Draw a start state near the robot's rest pose; ``key`` is consumed."""
         with _quiet():
-            start = self._env.reset(key)
+            start = self._under(params).reset(key)
         return start.obs[self._seen], RobotState(jnp.int32(0), start.pipeline_state)
 
     def step_env(
@@ -133,7 +137,7 @@ class Brax(Environment):
         # brax's step reads the physics alone; it writes the metrics, in place, which are dropped here
         before = State(state.pipeline, obs=zero, reward=zero, done=zero)
         with _quiet():
-            after = self._env.step(before, action)
+            after = self._under(params).step(before, action)
         reward, terminated = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
         return after.obs[self._seen], RobotState(state.time + 1, after.pipeline_state), reward, terminated, {}
 

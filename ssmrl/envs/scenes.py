@@ -55,7 +55,7 @@ def pendulum(theta: Scalar) -> np.ndarray:
     title(canvas, "Swing it up and hold it there", f"{turn:+.0f} degrees from upright")
     canvas.circle(160, 140, 85, outline=FAINT)
     canvas.circle(160, 55, 4, GREEN)
-    _chain(canvas, [(160, 140), (160 - 80 * math.sin(theta), 140 - 80 * math.cos(theta))], 10)
+    chain(canvas, [(160, 140), (160 - 80 * math.sin(theta), 140 - 80 * math.cos(theta))], 10)
     return canvas.to_array()
 
 
@@ -66,7 +66,7 @@ def acrobot(first: Scalar, second: Scalar) -> np.ndarray:
     canvas.line([(40, pivot[1] - 45), (280, pivot[1] - 45)], GREEN, 1.5)
     elbow = pivot[0] + 45 * math.sin(first), pivot[1] + 45 * math.cos(first)
     tip = elbow[0] + 45 * math.sin(first + second), elbow[1] + 45 * math.cos(first + second)
-    _chain(canvas, [pivot, elbow, tip], 8)
+    chain(canvas, [pivot, elbow, tip], 8)
     return canvas.to_array()
 
 
@@ -193,11 +193,11 @@ def plane(
     canvas.circle(*at(goal), max(goal_radius * scale, 4), GREEN)
     for obstacle in obstacles:
         canvas.circle(*at(obstacle), 0.1 * scale, INK)
-    _chain(canvas, [at(p) for p in path], 4)
+    chain(canvas, [at(p) for p in path], 4)
     return canvas.to_array()
 
 
-def _chain(canvas: Canvas, points: Sequence[tuple[float, float]], width: float) -> None:
+def chain(canvas: Canvas, points: Sequence[tuple[float, float]], width: float) -> None:
     """Links with joints; the last point is the tip."""
     if len(points) > 1:
         canvas.line(points, (190, 130, 70), width)

@@ -1,0 +1,1 @@
+"""Continuous control in plain jnp, after the small tasks of the DeepMind Control Suite; see ``control.py``."""
