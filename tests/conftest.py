@@ -13,7 +13,8 @@ jax.config.update("jax_platforms", "cpu")
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Most tests compile for seconds what runs for milliseconds; those that train keep XLA's optimisations."""
-    jax.config.update("jax_disable_most_optimizations", item.path.parent.name not in ("cli", "learning"))
+    trains = item.path.parent.name in ("cli", "learning") and not item.get_closest_marker("unoptimised")
+    jax.config.update("jax_disable_most_optimizations", not trains)
 
 
 @pytest.fixture(autouse=True)

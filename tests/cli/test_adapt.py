@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -14,29 +13,14 @@ from ssmrl import adaptation, envs
 from ssmrl.cli import main
 from ssmrl.nn.distributions import make_distribution
 
+pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+
 BANDIT = ["env=meta/Bandit", "env.trial_episodes=6", "agent.num_envs=4", "agent.num_steps=12", "agent.epochs=1"]
 BANDIT += ["agent.num_minibatches=1", "agent.heads=[4]", "model=gru", "model.d_model=4", "total_steps=96", "wandb=off"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _here(tmp_path_factory):
-    """All of them share one folder and one environment, to share runs: what commands set for jax ends with them."""
-    saved, folder = os.environ.copy(), Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("adapt"))
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(saved)
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
-def run():
-    jax.config.update("jax_disable_most_optimizations", True)
+def run(shared_folder):
     assert main(["train", *BANDIT, "seeds=2", "run.dir=run", "--quiet"]) == 0
     return Path("run")
 

@@ -1,7 +1,6 @@
 """Demonstrations as typed: a policy is recorded, and another one learns to do as it did."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,29 +14,14 @@ from ssmrl.frames import Frames
 from ssmrl.imitation import imitation_loss
 from ssmrl.nn.distributions import make_distribution
 
+pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+
 TINY = ["env=popgym/RepeatPreviousEasy", "agent.num_envs=4", "agent.num_steps=8", "agent.epochs=1", "agent.heads=[8]"]
 TINY += ["agent.num_minibatches=2", "model=gru", "model.d_model=8", "wandb=off", "--quiet"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _here(tmp_path_factory):
-    """All of them share one folder and one environment, to share runs: what commands set for jax ends with them."""
-    saved, folder = os.environ.copy(), Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("demos"))
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(saved)
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
-def demos():
-    jax.config.update("jax_disable_most_optimizations", True)
+def demos(shared_folder):
     assert main(["train", *TINY, "total_steps=32", "run.dir=teacher"]) == 0
     assert main(["record", "--policy=teacher", "--sequences=6", "--output=demos.npz", "--quiet"]) == 0
     return datasets.load("demos.npz")

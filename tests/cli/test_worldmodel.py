@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from ssmrl.config import resolve, to_yaml
 from ssmrl.envs import make as make_env
 from ssmrl.nn import latents
 from ssmrl.world_model import Latents, Predictions
+
+pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
 
 TINY = {
     "env.delay": 4,
@@ -45,24 +46,8 @@ def typed(capsys, *words):
     return code, json.loads(out) if out else None, err
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _here(tmp_path_factory):
-    """All of them share one folder and one environment, to share runs: what commands set for jax ends with them."""
-    saved, folder = os.environ.copy(), Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("worldmodel"))
-    yield
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(saved)
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
-def data(_here):
+def data(shared_folder):
     words = ["record", "worldmodel/cue_recall", "env.delay=4", "--output=cues.npz", "--sequences=32", "--quiet"]
     assert main(words) == 0
     return Path("cues.npz")
@@ -71,7 +56,6 @@ def data(_here):
 @pytest.fixture(scope="module")
 def run(data):
     """Two updates from a data set."""
-    jax.config.update("jax_disable_most_optimizations", True)
     words = ["worldmodel/cue_recall", *settings(TINY), "agent.data=cues.npz", "run.dir=run"]
     assert main(["worldmodel", "train", *words, f"total_steps={2 * UPDATE}", "--quiet"]) == 0
     return Path("run")
@@ -87,7 +71,7 @@ def untrained(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def control(_here):
+def control(shared_folder):
     return untrained("control", model="none", **{"model.d_model": 8})
 
 
@@ -310,9 +294,7 @@ def test_errors(control, data, capsys, words, errors):
 
 def test_help_of_the_group_and_of_its_commands(capsys):
     assert main(["worldmodel"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:7]] == [
-        *("train", "eval", "imagine")
-    ]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[4:7]] == [*("train", "eval", "imagine")]
     for name in ("train", "eval", "imagine"):
         assert main(["worldmodel", name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: ssmrl worldmodel {name} ")

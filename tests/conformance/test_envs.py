@@ -17,10 +17,12 @@ from ssmrl.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 SKIPPED = {
     "gymnax/MNISTBandit-bsuite": "downloads its data",
     "brax/swimmer": "brax cannot step it",
-    "meta/Control": "the tasks of its two halves",
-    "meta/Control-Train": "meta/Control-HeldOut with other tasks",
 }
 BRAX = ("brax/inverted_pendulum", "brax/reacher-P")  # each costs 10 s to compile
+META = (
+    *("meta/Bandit-k5-n10", "meta/TabularMDP-n10", "meta/DarkRoom", "meta/DarkKeyToDoor", "meta/PointRobot"),
+    *("meta/CartPole-Proj", "meta/Control-HeldOut"),
+)
 MEMORY = (  # the others differ in their sizes alone
     *("memory/RingRecall-8", "memory/CueRecall-16", "memory/DistractingMemory-8", "memory/MultiDoorsKeys-2"),
     *("memory/TwoRooms", "memory/TwoRooms-Teleport", "memory/NoisyTile"),
@@ -28,7 +30,6 @@ MEMORY = (  # the others differ in their sizes alone
     *("memory/KeyToDoor-60", "memory/VisualMatch-60"),
 )
 ADAPTERS = ("craftax/", "dmc/", "jumanji/", "navix/", "xminigrid/")  # test_adapters.py, where they are installed
-FOREIGN = ("meta/Brax-", "meta/DMC")  # test_meta_robots.py
 SAME_START = "warning: 8 keys gave the same start"
 # What is known to be odd: the beginning of each finding, and the reason for it.
 ODD = {
@@ -53,7 +54,7 @@ ODD = {
 def _ids():
     for entry in registry.entries():
         name = entry.name if entry.suffix is None else f"{entry.name}/{entry.fields[entry.suffix].default}"
-        chosen = name in (*BRAX, *MEMORY) or not name.startswith(("brax/", "memory/", *ADAPTERS, *FOREIGN))
+        chosen = name in (*BRAX, *MEMORY, *META) or not name.startswith(("brax/", "memory/", "meta/", *ADAPTERS))
         if chosen and name not in SKIPPED:
             yield name
 
