@@ -118,11 +118,12 @@ def help_text(name: str, command: Command, arguments: Arguments) -> str:
         default = "" if f.type is bool or f.default is None else f" (default {show(f.default)})"
         lines.append(f"  --{f.name.replace('_', '-'):12} {f.doc}{default}")
     if command.settings:
-        shown = arguments.words if name not in ("resume", "sweep") else []
+        shown = arguments.words if name not in ("resume", "sweep", "adapt") else []
+        taken = {"resume": configuration.RESUMABLE, "adapt": ("env",)}.get(name)
         config = trace(shown, arguments.settings, arguments.errors)[0]
         values = to_flat(config)
         lines += ["", "settings, with their values here:"]
         for key, field in configuration.schema(config).items():
-            if name != "resume" or key.split(".")[0] in configuration.RESUMABLE:
+            if taken is None or key.split(".")[0] in taken:
                 lines.append(listing.field_line(dataclasses.replace(field, default=values[key])))
     return "\n".join(lines)

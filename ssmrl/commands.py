@@ -168,7 +168,7 @@ def adapt(arguments: Arguments) -> int:
     errors = [*arguments.errors]
     errors += [f"{k}: ssmrl adapt takes env and env.KEY only" for k in arguments.settings if k.split(".")[0] != "env"]
     settings = arguments.settings
-    if getattr(saved, "env_parameters", {}).get("tasks") == "train" and "env" not in settings:
+    if saved.env_parameters.get("tasks") == "train" and "env" not in settings:
         settings = {"env.tasks": "held_out", **settings}
     test = trace([str(run_dir / "config.yaml")], settings, errors)[0]
     prepare_jax(cache_dir=saved.cache.dir)
