@@ -88,8 +88,7 @@ def _overview() -> str:
         "  ssmrl train demo seeds=4 agent.learning_rate=1e-3 model=gru",
         "  ssmrl train --help        all settings (also: ssmrl train model=gru --help)",
         "",
-        "every command takes",
-        *(f"  --{f.name:8} {f.doc}" for f in COMMON),
+        f"every command takes {', '.join(f'--{f.name}' for f in COMMON)} and --help",
         "exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong, 130 Ctrl-C, 143 SIGTERM",
     ]
     return "\n".join(lines)

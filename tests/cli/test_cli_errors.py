@@ -109,7 +109,7 @@ def test_the_three_ways_in_which_a_wandb_agent_passes_arguments(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "errors"),
     [
-        (["nonsense"], ["unknown command 'nonsense': it is one of train, resume, sweep, eval, export, play, "]),
+        (["nonsense"], ["unknown command 'nonsense': it is one of train, resume, sweep, eval, adapt, export, "]),
         (["train", "--dry-runn", "seed=3"], ["unknown option 'dry-runn': did you mean --dry-run (check everything"]),
         (["train", "-x"], ["unknown option '-x' (ssmrl train --help)"]),
         (["train", "--seeds"], ["--seeds has no value: write --seeds=VALUE"]),

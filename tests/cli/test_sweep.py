@@ -102,7 +102,8 @@ def test_each_file_says_how_to_run_it_and_holds_no_text_for_a_number(path):
     assert any(f"ssmrl sweep {path.stem}" in line for line in header)
     assert any(f"wandb sweep ssmrl/configs/sweeps/{path.name} && wandb agent" in line for line in header)
     content = yaml.safe_load(text)
-    assert content["metric"] == {"name": "eval/return_mean", "goal": "maximize"}
+    judged = "score" if path.stem == "world_models" else "return_mean"
+    assert content["metric"] == {"name": f"eval/{judged}", "goal": "maximize"}
     assert spec.read_sweep(str(path), {}).notes == ()
     assert set(content["command"]) >= {"${env}", "${args_no_hyphens}"}
 

@@ -12,7 +12,7 @@ import pytest
 from ssmrl import envs, to_gymnasium
 from ssmrl.cli import main
 from ssmrl.envs import check_env
-from ssmrl.envs.wrappers import TimeLimit
+from ssmrl.envs.imported import Imported
 from ssmrl.registry import ConfigError, UserError
 from ssmrl.rollout import reset_batch, step_batch
 from ssmrl.spaces import Box, Dict, Discrete, MultiDiscrete
@@ -280,7 +280,7 @@ def test_parameters_reach_constructor_parameters_and_wrapper():
     assert envs.make("walks:pair")[1].goal == 3
     assert envs.make("others:Limited")[1].max_steps_in_episode == 6
     env, params = envs.make("others:Limited", max_steps=9, flat_actions=True)
-    assert (type(env), params.max_steps_in_episode) == (TimeLimit, 9)
+    assert (type(env), params.max_steps_in_episode) == (Imported, 9)  # its own limit; and its actions are flat
     with pytest.raises(TypeError, match="env 'walks:Old' has no parameter 'gaol': did you mean 'goal'"):
         envs.make("walks:Old", gaol=1)
     with pytest.raises(ConfigError, match="env 'others:picky': start where you like, but not at 2"):
