@@ -164,6 +164,8 @@ def _eval_exported(arguments: Arguments) -> int:
 
 def adapt(arguments: Arguments) -> int:
     """Show how a policy adapts within trials."""
+    if len(arguments.words) != 1:
+        raise ConfigError(arguments.errors)
     run_dir, saved = _run(arguments.words[0])
     errors = [*arguments.errors]
     errors += [f"{k}: ssmrl adapt takes env and env.KEY only" for k in arguments.settings if k.split(".")[0] != "env"]

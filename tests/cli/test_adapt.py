@@ -126,6 +126,8 @@ def test_another_environment_has_results_of_its_own(run, capsys):
         (["run", "env.num_arms=3"], "the policy was trained with actions in Discrete(n=5"),
         (["run", "--trials=1"], "--trials=1"),
         (["walk"], "'walk' is no run"),
+        ([], "ssmrl adapt needs RUN: 0 given"),
+        (["run", "walk"], "ssmrl adapt takes RUN only: 'walk' is too much"),
     ],
 )
 def test_what_cannot_be_is_refused(run, capsys, words, message):
