@@ -101,7 +101,7 @@ def measure_update(agent: S4WM, rate: float, runs: int) -> dict[str, float]:
 
 def measure_pieces(agent: S4WM, runs: int) -> dict[str, float]:
     """Milliseconds that parts of the update take when each is compiled alone; they need not add up to the whole."""
-    network, state = agent.network, jax.jit(agent.init)(jax.random.key(0))
+    network, state = agent.world_model, jax.jit(agent.init)(jax.random.key(0))
     key, length = jax.random.key(1), agent.sequence_length
     variables = {"params": state.params}
     record = jax.jit(lambda: frames.record(agent.env, agent.env_params, state.stream, length, key)[1])
@@ -150,7 +150,7 @@ def measure_pieces(agent: S4WM, runs: int) -> dict[str, float]:
 def measure_imagination(preset: str, batch: int, horizon: int, runs: int) -> dict[str, float]:
     """Time ``imagine`` of the s5 model from ``batch`` states."""
     agent = make_agent("s5", preset, 64, 1)
-    network, params = agent.network, jax.jit(agent.init)(jax.random.key(0)).params
+    network, params = agent.world_model, jax.jit(agent.init)(jax.random.key(0)).params
     state, actions = network.initial_state((batch,)), jnp.zeros((horizon, batch), jnp.int32)
     start = time.perf_counter()
     apply = jax.jit(lambda p, *inputs: network.apply({"params": p}, *inputs, method="imagine"))

@@ -108,7 +108,7 @@ def table(agent: Any, episodes: Sequence[Imagined]) -> str:
 
 
 def _imagine(agent: Any, params: Any, key: jax.Array, episodes: int, draw: Draw) -> list[Imagined]:
-    network, context = agent.network, context_length(agent.env, agent.env_params)
+    network, context = agent.world_model, context_length(agent.env, agent.env_params)
 
     def apply(method: str, *args: Any) -> Any:
         return network.apply({"params": params}, *args, method=method)
@@ -148,7 +148,7 @@ def _cut(episode: Imagined, most: int) -> Imagined:
 
 
 def _has_pictures(agent: Any) -> bool:
-    return hasattr(agent.env, "kinds") or spaces.is_image(agent.network.observation_space)
+    return hasattr(agent.env, "kinds") or spaces.is_image(agent.world_model.observation_space)
 
 
 def _action(agent: Any, episode: Imagined, t: int) -> str:
@@ -212,7 +212,7 @@ def _timeline(canvas: Canvas, y: float, episode: Imagined, t: int) -> None:
 
 def _picture(agent: Any, obs: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An observation as uint8 ``[S, S, 3]``, and which of its squares ``[rows, columns]`` are not the truth's."""
-    if spaces.is_image(agent.network.observation_space):
+    if spaces.is_image(agent.world_model.observation_space):
         return obs, np.zeros((1, 1), bool)
     order = np.asarray(agent.env.lay_out(jnp.arange(agent.env.num_tiles)))
     order = order if agent.env.num_tiles > 1 else order[:1, :1]

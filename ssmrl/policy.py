@@ -1,6 +1,6 @@
 """A trained policy: parameters, input features and normaliser in one pytree that acts."""
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ from flax import struct
 
 from ssmrl import spaces, vector
 from ssmrl.fields import UserError
-from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.nn.base import Carry
 from ssmrl.nn.distributions import Distribution
 
@@ -41,6 +40,24 @@ class RunningStats(struct.PyTreeNode):
         return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -10.0, 10.0)
 
 
+class Network(Protocol):
+    """The flax module in a policy: :class:`ssmrl.nn.actor_critic.ActorCritic`, or another that is called alike."""
+
+    @property
+    def observation_space(self) -> spaces.Space:
+        """What it reads."""
+
+    @property
+    def action_space(self) -> spaces.Space:
+        """What it does."""
+
+    def initialize_carry(self, batch_shape: tuple[int, ...]) -> Carry:
+        """The carry of a policy that has seen nothing; leaves ``[*B, ...]``."""
+
+    def apply(self, variables: Any, *args: Any) -> Any:
+        """Of carry, observations, resets, previous actions and rewards: carry, distributions and values."""
+
+
 class PolicyCarry(struct.PyTreeNode):
     """What a policy remembers between two actions: its memory and the action it took last, leaves ``[B, ...]``."""
 
@@ -62,7 +79,7 @@ class Policy(struct.PyTreeNode):
     params: Any
     obs_stats: RunningStats | None
     reward_scale: Any
-    network: ActorCritic = struct.field(pytree_node=False)
+    network: Network = struct.field(pytree_node=False)
 
     def initial_carry(self, batch: int) -> PolicyCarry:
         """The carry before anything was seen, for ``batch`` parallel environments."""

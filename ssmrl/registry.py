@@ -275,14 +275,14 @@ def _read_source(path: Path, module: str, variable: str) -> Iterable[Entry]:
     source = path.read_text(encoding="utf-8")
     if f"@{variable}.register(" not in source:
         return
-    classes = sources.classes(source)
-    for node in classes.values():
+    known = sources.with_bases(source, Path(__file__).parent)
+    for node in sources.classes(source).values():
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == f"{variable}.register":
                 try:
                     options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
                     name, doc = ast.literal_eval(call.args[0]), (ast.get_docstring(node) or "").split("\n")[0]
-                    fields, requires = sources.read_class(node, classes)
+                    fields, requires = sources.read_class(node, known)
                 except (ValueError, NameError) as error:
                     raise ValueError(
                         f"{path}:{node.lineno}: register, hp and requires take literals: {error}"

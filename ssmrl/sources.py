@@ -37,6 +37,25 @@ def classes(source: str) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
 
+def with_bases(source: str, package: Path) -> dict[str, ast.ClassDef]:
+    """The classes at the top of a source and, of those that it imports from the package in a folder, their bases."""
+    own = classes(source)
+    missing = {b.id for node in own.values() for b in node.bases if isinstance(b, ast.Name)} - own.keys()
+    found: dict[str, ast.ClassDef] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and missing & {name.name for name in node.names}:
+            package_name, *parts = str(node.module).split(".")
+            path = package.joinpath(*parts).with_suffix(".py")
+            if package_name == package.name and path.is_file():
+                found |= _read_module(path, package)
+    return found | own
+
+
+@functools.cache
+def _read_module(path: Path, package: Path) -> dict[str, ast.ClassDef]:
+    return with_bases(path.read_text(encoding="utf-8"), package)
+
+
 def read_class(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> tuple[dict[str, Field], dict[str, str]]:
     """The fields and requirements that a class declares or inherits from bases that are ``known``.
 

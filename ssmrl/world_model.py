@@ -56,7 +56,7 @@ class Latents(struct.PyTreeNode):
 class Predictions(struct.PyTreeNode):
     """Decoded :class:`Latents`: see ``ssmrl.nn.observations`` for ``obs``; ``reward`` logits ``[..., bins]``."""
 
-    obs: jax.Array
+    obs: Any
     reward: jax.Array
     going_on: jax.Array  # logits [...] of the episode not being over
 
@@ -124,7 +124,8 @@ class WorldModel(nn.Module):
         self, state: WorldState, frames: Frames, z: jax.Array, chunk: int = 0, posterior: Any = None
     ) -> tuple[WorldState, Latents]:
         """As :meth:`observe`, with the latents ``z`` ``[T, B, Z]`` given."""
-        g = self._inputs(jnp.concatenate([state.z[None], z[:-1]]), frames.action, frames.reset)
+        action = spaces.flatten(self.action_space, frames.action)
+        g = self._inputs(jnp.concatenate([state.z[None], z[:-1]]), action, frames.reset)
         if not chunk:
             memory, h = self.memory(state.memory, g, frames.reset)
             after, states = WorldState(memory, z[-1]), None
@@ -148,7 +149,7 @@ class WorldModel(nn.Module):
 
         Each latent is drawn from the prior, without its unimix, and fed back.
         """
-        horizon = jax.tree.leaves(actions)[0].shape[0]
+        actions = spaces.flatten(self.action_space, actions)
 
         def step(module: WorldModel, state: WorldState, xs: tuple) -> tuple[WorldState, tuple]:
             action, key = xs
@@ -156,13 +157,13 @@ class WorldModel(nn.Module):
             z = _draw(module.make_latent(prior).sharp(), key, draw)
             return state.replace(z=z), (h, z, prior)
 
-        state, (h, z, prior) = _scan_time(step)(self, state, (actions, jax.random.split(key, horizon)))
+        state, (h, z, prior) = _scan_time(step)(self, state, (actions, jax.random.split(key, actions.shape[0])))
         return state, Latents(h, z, self.make_latent(prior))
 
     def step(
-        self, state: WorldState, action: Any, reset: jax.Array | None = None
+        self, state: WorldState, action: jax.Array, reset: jax.Array | None = None
     ) -> tuple[WorldState, jax.Array, jax.Array]:
-        """Advance the memory by one ``action`` ``[B, ...]``; the latent of the new frame is the caller's to draw.
+        """Advance the memory by one flat ``action`` ``[B, A]``; the latent of the new frame is the caller's to draw.
 
         Returns the state, with the old latent, ``h`` ``[B, D]`` and the parameters of the new latent's prior
         (:meth:`make_latent`).
@@ -187,15 +188,19 @@ class WorldModel(nn.Module):
         """Decode features ``[..., D + Z]``."""
         return Predictions(self.decoder(features), self.reward_head(features), self.continue_head(features)[..., 0])
 
+    def predict_outcome(self, features: jax.Array) -> Predictions:
+        """As :meth:`predict`, without observations, whose ``obs`` is ``()``."""
+        return Predictions((), self.reward_head(features), self.continue_head(features)[..., 0])
+
     def loss(
-        self, state: WorldState, frames: Frames, key: jax.Array
+        self, state: WorldState, frames: Frames, key: jax.Array, chunk: int = 0
     ) -> tuple[dict[str, jax.Array], WorldState, Latents]:
-        """Terms of the loss for frames ``[T, B, ...]``; ``key`` is consumed.
+        """Terms of the loss for frames ``[T, B, ...]``; ``key`` is consumed, for ``chunk`` see :meth:`observe`.
 
         Returns ``obs``, ``reward``, ``continue``, ``dyn`` (the divergence of posterior and prior, from which the prior
         learns) and ``rep`` (the same for the posterior), each ``[T, B]``, the state after the frames and the latents.
         """
-        after, seen = self.observe(state, frames, key)
+        after, seen = self.observe(state, frames, key, chunk=chunk)
         terms, predictions = {}, self.predict(seen.features)
         terms["obs"] = observations.observation_loss(self.observation_space, predictions.obs, frames.obs)
         terms["reward"] = observations.two_hot_loss(predictions.reward, frames.reward)
@@ -221,15 +226,14 @@ class WorldModel(nn.Module):
             return state, (h, z, prior, posterior, state if chunk else ())
 
         keys = jax.random.split(key, frames.reset.shape[0])
-        xs = frames.action, frames.reset, embedding, keys
+        xs = spaces.flatten(self.action_space, frames.action), frames.reset, embedding, keys
         state, (h, z, prior, posterior, states) = _scan_time(step)(self, state, xs)
         kept = jax.tree.map(lambda x: x[chunk - 1 :: chunk], states) if chunk else None
         return state, Latents(h, z, self.make_latent(prior), self.make_latent(posterior), kept)
 
-    def _inputs(self, z: jax.Array, action: Any, reset: jax.Array) -> jax.Array:
-        """The memory's input from the previous latents and the actions since, ``[..., D]``."""
+    def _inputs(self, z: jax.Array, action: jax.Array, reset: jax.Array) -> jax.Array:
+        """The memory's input from the previous latents and the flat actions since, ``[..., D]``."""
         start = reset[..., None].astype(jnp.float32)
-        action = spaces.flatten(self.action_space, action)
         return self.input(jnp.concatenate([z * (1 - start), action * (1 - start), start], -1))
 
 

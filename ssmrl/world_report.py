@@ -114,7 +114,7 @@ def _measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Path]:
     """Metrics ``[S]`` and curves ``[S, Q]`` of all seeds of a run, and the checkpoint that they are of."""
     agent, state, path = evaluation.restore(run_dir, config, step)
-    network, env, env_params = agent.network, agent.env, agent.env_params
+    network, env, env_params = agent.world_model, agent.env, agent.env_params
 
     @jax.jit
     def measure(params: Any, key: jax.Array) -> tuple[Any, Any, Any]:

@@ -2,7 +2,8 @@
 
 A distribution draws *raw* actions: what ``log_prob`` takes and what is stored for learning. ``to_env`` turns a raw
 action into the environment's, ``from_env`` back; only for continuous actions do they differ (before and after the
-squashing), so that the probability of a stored action never has to invert a saturated tanh.
+squashing), so that the probability of a stored action never has to invert a saturated tanh. ``flatten`` gives the
+vector that networks read, ``spaces.flatten`` of the environment's action, with a gradient.
 """
 
 import math
@@ -49,6 +50,16 @@ class Categorical(struct.PyTreeNode):
         """The action itself."""
         return action
 
+    def flatten(self, raw: jax.Array) -> jax.Array:
+        """One-hot vectors ``[..., n]`` with the gradient of the probabilities (straight-through)."""
+        probs = jax.nn.softmax(self.logits)
+        return jax.nn.one_hot(raw, self.logits.shape[-1]) + probs - jax.lax.stop_gradient(probs)
+
+    def mix_uniform(self, share: jax.Array | float) -> "Categorical":
+        """The same with ``share`` of the uniform distribution, below which no probability falls."""
+        n = self.logits.shape[-1]
+        return Categorical(jnp.log((1 - share) * jax.nn.softmax(self.logits) + share / n))
+
 
 class MultiCategorical(struct.PyTreeNode):
     """Independent categoricals, one per element of a MultiDiscrete space; actions are int32 ``[..., len(nvec)]``."""
@@ -79,6 +90,14 @@ class MultiCategorical(struct.PyTreeNode):
     def from_env(self, action: jax.Array) -> jax.Array:
         """The action itself."""
         return action
+
+    def flatten(self, raw: jax.Array) -> jax.Array:
+        """As of a categorical, concatenated ``[..., sum(nvec)]``."""
+        return jnp.concatenate([p.flatten(raw[..., i]) for i, p in enumerate(self.parts)], -1)
+
+    def mix_uniform(self, share: jax.Array | float) -> "MultiCategorical":
+        """As of a categorical."""
+        return MultiCategorical(tuple(p.mix_uniform(share) for p in self.parts))
 
 
 class TanhNormal(struct.PyTreeNode):
@@ -124,6 +143,14 @@ class TanhNormal(struct.PyTreeNode):
         unit = 0.5 * (jnp.tanh(raw) + 1)
         action = jnp.clip(low + (high - low) * unit, low, high)  # a rounding error would leave the box
         return action.reshape(*raw.shape[:-1], *self.space.shape)
+
+    def flatten(self, raw: jax.Array) -> jax.Array:
+        """The environment's action as a vector ``[..., n]``, differentiable."""
+        return self.to_env(raw).reshape(raw.shape)
+
+    def mix_uniform(self, share: jax.Array | float) -> "TanhNormal":
+        """Itself: its deviation is what keeps it exploring."""
+        return self
 
 
 def num_parameters(space: Space) -> int:
