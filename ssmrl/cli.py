@@ -172,6 +172,8 @@ _COMMANDS = {
         (
             Field("output", str | None, None, "file to write: .gif, .png, .txt or .html (default: RUN/media, or here)"),
             Field("text", bool, False, "print every step as a line of a table"),
+            Field("dream", bool, False, "show beside it what the world model of the policy imagines"),
+            Field("dream_steps", int, 15, "steps that each of these dreams lasts", {"ge": 1}),
             Field("episodes", int, 2, "whole episodes to show", {"ge": 1}),
             Field("max_steps", int, 500, "cut episodes off after so many steps", {"ge": 1}),
             _STEP,

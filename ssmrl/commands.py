@@ -136,29 +136,17 @@ def sweep(arguments: Arguments) -> int:
 
 def eval_(arguments: Arguments) -> int:
     """Measure the policy of a run, or an exported one."""
-    if (Path(arguments.words[0]) / "policy.json").is_file():
-        return _eval_exported(arguments)
-    run_dir, saved = _run(arguments.words[0])
+    path, saved = _run_or_policy(arguments.words[0])
     chosen = {k: arguments.options[k] for k in ("step", "episodes", "env", "greedy", "seed")}
+    if saved is None and chosen.pop("step") != "best":
+        raise UserError(f"--step={arguments.options['step']}: {path} is an exported policy; leave it out")
     if chosen["env"] is not None:
         chosen["env"] = registry.envs.find(chosen["env"]).name
-    prepare_jax(cache_dir=saved.cache.dir)
-    from ssmrl.evaluation import evaluate_run
+    prepare_jax(cache_dir=saved.cache.dir if saved else None)
+    from ssmrl import evaluation
 
-    _print_facts(evaluate_run(run_dir, **chosen), arguments)
-    return 0
-
-
-def _eval_exported(arguments: Arguments) -> int:
-    chosen = {k: arguments.options[k] for k in ("episodes", "env", "greedy", "seed")}
-    if arguments.options["step"] != "best":
-        raise UserError(f"--step={arguments.options['step']}: {arguments.words[0]} is an exported policy; leave it out")
-    if chosen["env"] is not None:
-        chosen["env"] = registry.envs.find(chosen["env"]).name
-    prepare_jax()
-    from ssmrl.evaluation import evaluate_exported
-
-    _print_facts(evaluate_exported(arguments.words[0], **chosen), arguments)
+    measure = evaluation.evaluate_run if saved else evaluation.evaluate_exported
+    _print_facts(measure(path, **chosen), arguments)
     return 0
 
 
@@ -196,11 +184,12 @@ def export(arguments: Arguments) -> int:
 
 def play(arguments: Arguments) -> int:
     """Show a policy at work."""
-    path, saved = Path(arguments.words[0]), None
-    if not (path / "policy.json").is_file():
-        path, saved = _run(arguments.words[0])
+    path, saved = _run_or_policy(arguments.words[0])
     chosen = {k: v for k, v in arguments.options.items() if k not in {f.name for f in COMMON}}
-    errors = _output_errors(chosen["output"]) if chosen["output"] else []
+    kinds = (".gif", ".png", ".txt") if chosen["dream"] else (".gif", ".png", ".txt", ".html")
+    errors = _output_errors(chosen["output"], kinds) if chosen["output"] else []
+    if chosen["dream"] and saved and "posterior" not in saved.agent_parameters:
+        errors.append(f"--dream: {path} has no world model, its agent is {saved.agent}; train one with agent=dreamer")
     if chosen["text"] and chosen["output"] and Path(chosen["output"]).suffix != ".txt":
         errors.append(f"--text, --output={chosen['output']}: a table or a picture; leave one out")
     if saved is None:
@@ -300,7 +289,7 @@ def record(arguments: Arguments) -> int:
     return 0
 
 
-def _output_errors(output: str, suffixes: tuple[str, ...] = (".gif", ".png", ".txt", ".html")) -> list[str]:
+def _output_errors(output: str, suffixes: tuple[str, ...]) -> list[str]:
     path = Path(output)
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.suffix not in suffixes:
@@ -407,6 +396,12 @@ def _run(name: str) -> tuple[Path, Config]:
         hint = f"did you mean runs/{close[0]}?" if close else "it has no config.yaml"
         raise UserError(f"'{name}' is no run: {hint} (ssmrl list runs)")
     return path, resolve([str(path / "config.yaml")])
+
+
+def _run_or_policy(name: str) -> tuple[Path, Config | None]:
+    """The same, or the folder of an exported policy."""
+    exported = (Path(name) / "policy.json").is_file()
+    return (Path(name), None) if exported else _run(name)
 
 
 def _print_facts(facts: Mapping[str, Any], arguments: Arguments) -> None:

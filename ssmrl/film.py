@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ssmrl import spaces
 from ssmrl.envs.drawing import BLUE, FAINT, GREEN, GREY, INK, PAPER, RED, WHITE, Canvas
+from ssmrl.envs.memory import tiles
 
 _PANEL = 200  # pixels
 _HOLD_MS = 1500  # how long the end of an episode stays
@@ -28,6 +30,7 @@ class Episode:
     actions: list[Any]
     rewards: np.ndarray
     values: np.ndarray
+    final_obs: Any
     ending: str
 
     @property
@@ -84,6 +87,39 @@ def words(x: Any, names: Sequence[str] = ()) -> str:
         return f"{'x'.join(map(str, x.shape))} numbers"
     shown = " ".join(f"{v}" if np.issubdtype(x.dtype, np.integer) else f"{v:.2f}" for v in x.ravel())
     return shown if x.ndim == 0 else f"[{shown}]"
+
+
+def signed(value: float, digits: int) -> str:
+    """Write a number with its sign, and no -0.00."""
+    return f"{round(float(value), digits) + 0.0:+.{digits}f}"
+
+
+def lay_out(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of cells as a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def shows_pictures(env: Any, space: Any) -> bool:
+    """Whether observations of ``env``, in ``space``, can be drawn as pictures: pixels, or tiles."""
+    return spaces.is_image(space) or (hasattr(env, "kinds") and isinstance(space, spaces.MultiDiscrete))
+
+
+def draw_observation(
+    canvas: Canvas, x: int, y: int, side: int, env: Any, space: Any, obs: np.ndarray, truth: np.ndarray
+) -> None:
+    """Draw an observation that is a picture into a square; tiles that are not the truth's are framed."""
+    wrong = np.zeros((1, 1), bool)
+    if not spaces.is_image(space):
+        order = np.asarray(env.lay_out(np.arange(env.num_tiles)))
+        order = order if env.num_tiles > 1 else order[:1, :1]
+        obs, wrong = np.asarray(tiles.assemble(tiles.pictures(env.kinds), obs[order])), (obs != truth)[order]
+    scale = max(side // obs.shape[0], 1)
+    canvas.box(x - 1, y - 1, side + 2, side + 2, outline=FAINT)
+    canvas.paste(obs.repeat(scale, 0).repeat(scale, 1), x, y)
+    length = obs.shape[0] * scale / wrong.shape[0]
+    for row, column in zip(*np.nonzero(wrong), strict=True):
+        canvas.box(x + column * length + 1, y + row * length + 1, length - 2, length - 2, outline=RED, line=3)
 
 
 def _sample(film: Sequence[Sequence[np.ndarray]], most: int) -> list[np.ndarray]:

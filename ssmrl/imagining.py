@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmrl import evaluation, film, spaces
-from ssmrl.envs.drawing import BLUE, FAINT, GREY, INK, PAPER, RED, WHITE, Canvas
-from ssmrl.envs.memory import tiles
+from ssmrl import evaluation, film
+from ssmrl.envs.drawing import BLUE, GREY, INK, PAPER, RED, WHITE, Canvas
 from ssmrl.fields import UserError
 from ssmrl.nn import observations
 from ssmrl.world_evaluation import context_length, record_episodes
@@ -68,7 +67,7 @@ def imagine(
     if not 0 <= seed_index < config.seeds:
         raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
     agent, state, path = evaluation.restore(run_dir, config, step)
-    pictures = _has_pictures(agent)
+    pictures = film.shows_pictures(agent.env, agent.world_model.observation_space)
     kind = Path(output).suffix if output else ".gif" if pictures else ".txt"
     if not pictures and kind != ".txt":
         raise UserError(f"output={output}: what {agent.env.name} shows is no picture; write a table, --output=x.txt")
@@ -100,11 +99,10 @@ def table(agent: Any, episodes: Sequence[Imagined]) -> str:
     for e in episodes:
         for t in range(e.length):
             cells = [film.words(e.obs[p][t]) for p in _PARTS]
-            rewards = [_signed(e.reward[p][t], 3) for p in _PARTS]
+            rewards = [film.signed(e.reward[p][t], 3) for p in _PARTS]
             part = "IMAGINED" if t >= e.context else "context"
             rows.append((str(e.first + t), part, _action(agent, e, t), *cells, *rewards))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return film.lay_out(rows)
 
 
 def _imagine(agent: Any, params: Any, key: jax.Array, episodes: int, draw: Draw) -> list[Imagined]:
@@ -147,17 +145,9 @@ def _cut(episode: Imagined, most: int) -> Imagined:
     return Imagined(obs, reward, actions, episode.context - first, first)
 
 
-def _has_pictures(agent: Any) -> bool:
-    return hasattr(agent.env, "kinds") or spaces.is_image(agent.world_model.observation_space)
-
-
 def _action(agent: Any, episode: Imagined, t: int) -> str:
     names = getattr(agent.env, "action_names", ())
     return "" if episode.first + t == 0 else film.words(jax.tree.map(lambda x: x[t], episode.actions), names)
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{round(float(value), digits) + 0.0:+.{digits}f}"  # no -0.00
 
 
 def _write(path: Path, agent: Any, name: str, episodes: Sequence[Imagined], fps: float | None, text: str) -> None:
@@ -187,14 +177,11 @@ def _frame(agent: Any, name: str, episode: Imagined, t: int) -> np.ndarray:
         left = _GAP + i * (_SIDE + _GAP)
         label = "observed" if part == "imagined" and not imagined else part
         canvas.text(left, 27, label, 11, GREY)
-        canvas.text(left + _SIDE, 27, f"reward {_signed(episode.reward[part][t], 2)}", 10, GREY, "ra")
-        picture, wrong = _picture(agent, episode.obs[part][t], episode.obs["truth"][t])
-        scale = max(_SIDE // picture.shape[0], 1)
-        canvas.box(left - 1, _TOP - 1, _SIDE + 2, _SIDE + 2, outline=FAINT)
-        canvas.paste(picture.repeat(scale, 0).repeat(scale, 1), left, _TOP)
-        for row, column in zip(*np.nonzero(wrong), strict=True):
-            side = picture.shape[0] * scale / wrong.shape[0]
-            canvas.box(left + column * side + 1, _TOP + row * side + 1, side - 2, side - 2, outline=RED, line=3)
+        canvas.text(left + _SIDE, 27, f"reward {film.signed(episode.reward[part][t], 2)}", 10, GREY, "ra")
+        space = agent.world_model.observation_space
+        film.draw_observation(
+            canvas, left, _TOP, _SIDE, agent.env, space, episode.obs[part][t], episode.obs["truth"][t]
+        )
     below = _TOP + _SIDE + 10
     canvas.text(_GAP, below, f"action before: {_action(agent, episode, t) or '-'}", 11, INK)
     _timeline(canvas, below + 28, episode, t)
@@ -208,12 +195,3 @@ def _timeline(canvas: Canvas, y: float, episode: Imagined, t: int) -> None:
     canvas.box(_GAP, y, border - _GAP, 8, BLUE)
     canvas.box(border, y, _GAP + width - border, 8, RED)
     canvas.circle(_GAP + width * (t + 0.5) / length, y + 4, 7, WHITE, INK, 2)
-
-
-def _picture(agent: Any, obs: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An observation as uint8 ``[S, S, 3]``, and which of its squares ``[rows, columns]`` are not the truth's."""
-    if spaces.is_image(agent.world_model.observation_space):
-        return obs, np.zeros((1, 1), bool)
-    order = np.asarray(agent.env.lay_out(jnp.arange(agent.env.num_tiles)))
-    order = order if agent.env.num_tiles > 1 else order[:1, :1]
-    return np.asarray(tiles.assemble(tiles.pictures(agent.env.kinds), obs[order])), (obs != truth)[order]

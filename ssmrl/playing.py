@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmrl import evaluation, film, portable
+from ssmrl import dreams, evaluation, film, portable
 from ssmrl.config import Config, resolve
+from ssmrl.dreams import Dreams
 from ssmrl.envs import Wrapper
 from ssmrl.envs import make as make_env
 from ssmrl.film import Episode
@@ -33,19 +34,22 @@ def play(
     fps: float | None = None,
     max_steps: int = 500,
     text: bool = False,
+    dream: bool = False,
+    dream_steps: int = 15,
 ) -> dict[str, Any]:
     """Let the policy at ``path``, of a run or exported, act for whole ``episodes``; write what happened to ``output``.
 
     The suffix says what is written: ``.gif`` a film, ``.png`` some of its frames, ``.txt`` a table, ``.html`` brax's
     three-dimensional page. By default it is the best of them that the environment has, in the run's ``media`` folder,
     or in the current folder under the name of an exported policy; with ``text`` it is the table, and no file. Episodes
-    are cut off after ``max_steps``. ``step`` and ``seed_index`` choose in a run. Returns ``output``, ``returns``,
-    ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError`` for what the environment cannot
-    show, and for a missing run, checkpoint or seed.
+    are cut off after ``max_steps``. ``step`` and ``seed_index`` choose in a run. With ``dream``, what happened is
+    shown beside what the policy's world model imagines of it, ``dream_steps`` steps at a time (:mod:`ssmrl.dreams`).
+    Returns ``output``, ``returns``, ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError``
+    for what the environment cannot show, and for a missing run, checkpoint, seed or world model.
     """
     policy, config, env_steps, stem = _trained(Path(path), step, seed_index)
     target, params = make_env(env) if env else make_env(config.env, **config.env_parameters)
-    suffixes = _suffixes(target, params)
+    suffixes = dreams.SUFFIXES if dream else _suffixes(target, params)
     kind = ".txt" if text and output is None else Path(output).suffix if output else suffixes[0]
     if kind not in suffixes:
         raise UserError(f"output={output}: {target.name} can be shown as {', '.join(suffixes)}")
@@ -54,7 +58,9 @@ def play(
         run_episode(policy, target, params, key, greedy=greedy, max_steps=max_steps)
         for key in jax.random.split(jax.random.key(seed), episodes)
     ]
-    name = f"{stem.name}{'_' + env.replace('/', '_') if env else ''}{'_greedy' if greedy else ''}{kind}"
+    dreamt = dreams.dream(policy, played, dream_steps) if dream else []
+    marks = "_dream" * dream + "_greedy" * greedy
+    name = f"{stem.name}{'_' + env.replace('/', '_') if env else ''}{marks}{kind}"
     written = Path(output) if output else None if text else stem.with_name(name)
     facts: dict[str, Any] = {
         "output": str(written) if written else None,
@@ -64,13 +70,14 @@ def play(
         "endings": [e.ending for e in played],
     }
     if kind == ".txt":
-        facts["table"] = table(played, getattr(target, "action_names", ()))
+        names = getattr(target, "action_names", ())
+        facts["table"] = dreams.table(dreamt, names) if dream else table(played, names)
     if written:
         try:
             written.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output={written}: cannot be written ({error.strerror})") from error
-        _write(written, target, params, played, fps, env or config.env, facts.get("table", ""))
+        _write(written, target, params, played, dreamt, fps, env or config.env, facts.get("table", ""))
     return facts
 
 
@@ -112,6 +119,7 @@ def run_episode(
         actions=[s["action"] for s in steps],
         rewards=np.array([s["reward"] for s in steps], float),
         values=np.array([s["value"] for s in steps], float),
+        final_obs=last["next_obs"],
         ending="terminated" if last["terminated"] else "truncated" if last["truncated"] else "still running",
     )
 
@@ -131,7 +139,7 @@ def _steps(
         truncated = jax.vmap(env.is_truncated, in_axes=(0, None))(next_state, env_params)
         earned = earned.astype(jnp.float32)
         row = {"state": state, "obs": obs, "action": action, "reward": earned, "value": value}
-        row |= {"next_state": next_state, "terminated": terminated, "truncated": truncated}
+        row |= {"next_state": next_state, "next_obs": next_obs, "terminated": terminated, "truncated": truncated}
         return (PolicyCarry(memory, action), next_state, next_obs, jnp.zeros_like(reset), earned), row
 
     return jax.lax.scan(step, loop, jax.random.split(key, _CHUNK))
@@ -145,8 +153,7 @@ def table(episodes: list[Episode], names: tuple[str, ...] = ()) -> str:
             numbers = (f"{e.rewards[t]:+.3f}", f"{e.values[t]:.3f}", f"{e.returns[t + 1]:.3f}")
             rows.append((str(t), "" if t else "RESET", film.words(obs), film.words(action, names), *numbers))
         rows.append(("", "", f"{e.ending} after {e.length} steps", "", "", "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return film.lay_out(rows)
 
 
 def _suffixes(env: Any, params: Any) -> list[str]:
@@ -164,13 +171,23 @@ def _inner(env: Any) -> Any:
     return _inner(env.env) if isinstance(env, Wrapper) else env
 
 
-def _write(path: Path, env: Any, params: Any, episodes: list[Episode], fps: float | None, name: str, text: str) -> None:
-    match path.suffix:
-        case ".html":
-            path.write_text(_inner(env).to_html([s for e in episodes for s in e.states]), encoding="utf-8")
-        case ".gif":
-            film.write_gif(path, film.frames(env, params, name, episodes), fps)
-        case ".png":
-            film.write_strip(path, film.frames(env, params, name, episodes))
-        case _:
-            path.write_text(text + "\n", encoding="utf-8")
+def _write(
+    path: Path,
+    env: Any,
+    params: Any,
+    episodes: list[Episode],
+    dreamt: list[Dreams],
+    fps: float | None,
+    name: str,
+    text: str,
+) -> None:
+    if path.suffix == ".html":
+        path.write_text(_inner(env).to_html([s for e in episodes for s in e.states]), encoding="utf-8")
+    elif path.suffix == ".txt":
+        path.write_text(text + "\n", encoding="utf-8")
+    else:
+        shown = dreams.frames(env, params, name, dreamt) if dreamt else film.frames(env, params, name, episodes)
+        if path.suffix == ".gif":
+            film.write_gif(path, shown, fps)
+        else:
+            film.write_strip(path, shown)

@@ -5,6 +5,7 @@ from; the arrays are parameters and normaliser under their tree paths. Reading n
 environment's package, runs nothing that is stored (no pickle), and checks every byte first.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -24,13 +25,18 @@ import numpy as np
 from ssmrl import nn, spaces
 from ssmrl.fields import UserError
 from ssmrl.nn.actor_critic import ActorCritic
+from ssmrl.planning import PlanningPolicy
 from ssmrl.policy import Policy, RunningStats
 from ssmrl.registry import UnknownNameError
+from ssmrl.world_model import WorldModel
+from ssmrl.world_policy import WorldActorCritic
 
-FORMAT = 1
+FORMAT = 2
+_READS = (1, FORMAT)  # in 1, every network is an ActorCritic and does not say so
 _KIND = "ssmrl policy"
 _FACTS, _ARRAYS = "policy.json", "arrays.npz"
-_NETWORK = ("inputs", "encoder", "heads", "activation", "shared")
+_CLASSES: dict[str, Any] = {c.__name__: c for c in (ActorCritic, PlanningPolicy, WorldActorCritic, WorldModel)}
+_APART = ("observation_space", "action_space", "memory")  # parts of a network that are told for all of it
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -42,9 +48,10 @@ def write(policy: Policy, config: Mapping[str, Any], source: Mapping[str, Any], 
     """Write a policy to a new folder, which appears when it is complete.
 
     ``config`` are the settings of its run, by flat keys; ``source`` says where it is from, for people. Raises
-    ``UserError`` if the folder exists with something in it or cannot be written.
+    ``UserError`` if the folder exists with something in it or cannot be written, and for a network of a foreign class.
     """
     check_free(folder)
+    outline = _outline(policy.network)
     network, arrays = policy.network, dict(zip(_paths(policy), map(_to_numpy, jax.tree.leaves(policy)), strict=True))
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -56,7 +63,7 @@ def write(policy: Policy, config: Mapping[str, Any], source: Mapping[str, Any], 
             "source": source,
             "observation_space": spaces.to_json(network.observation_space),
             "action_space": spaces.to_json(network.action_space),
-            "network": {name: getattr(network, name) for name in _NETWORK},
+            "network": outline,
             "normalizes_obs": policy.obs_stats is not None,
             "arrays": {name: _describe(array) for name, array in arrays.items()},
             "arrays_crc32": _crc((partial / _ARRAYS).read_bytes()),
@@ -125,9 +132,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it cannot be read as JSON; export it again") from error
     if not isinstance(facts, dict) or facts.get("kind") != _KIND:
         raise UserError(f"{path} is not a policy of ssmrl: make one with `ssmrl export RUN FOLDER`")
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in _READS:
         raise UserError(
-            f"{path} has format {facts.get('format')}, this version ({version('ssmrl')}) reads {FORMAT}: "
+            f"{path} has format {facts.get('format')}, this version ({version('ssmrl')}) reads up to {FORMAT}: "
             "pip install --upgrade ssmrl, or export it again"
         )
     if facts.pop("crc32", None) != _checksum(facts):
@@ -152,8 +159,14 @@ def _shapes(folder: Path, facts: Mapping[str, Any]) -> Policy:
             f"{error}; use ssmrl {facts['versions']['ssmrl']}"
         ) from error
     observation_space, action_space = (spaces.from_json(facts[f"{x}_space"]) for x in ("observation", "action"))
-    settings = {name: _tuples(facts["network"][name]) for name in _NETWORK}
-    network = ActorCritic(observation_space, action_space, memory, **settings)
+    apart = dict(zip(_APART, (observation_space, action_space, memory), strict=True))
+    try:
+        network = _build({"class": ActorCritic.__name__} | facts["network"], apart)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} holds a network that this version ({version('ssmrl')}) cannot build: {error}; "
+            f"use ssmrl {facts['versions']['ssmrl']}, which wrote it"
+        ) from error
 
     def init() -> Any:
         obs, action = spaces.zeros(observation_space, (1, 1)), spaces.zeros(action_space, (1, 1))
@@ -164,6 +177,23 @@ def _shapes(folder: Path, facts: Mapping[str, Any]) -> Policy:
     if facts["normalizes_obs"]:
         stats = jax.eval_shape(lambda: RunningStats.create(observation_space.shape))  # type: ignore[union-attr]
     return Policy(jax.eval_shape(init), stats, jax.ShapeDtypeStruct((), jnp.float32), network)
+
+
+def _outline(part: Any) -> dict[str, Any]:
+    """The class and the fields of a network, or of a network in it, but for those that are told apart."""
+    name = type(part).__name__
+    if _CLASSES.get(name) is not type(part):
+        raise UserError(f"a network of the class {name} cannot be exported: {', '.join(_CLASSES)} can")
+    names = [f.name for f in dataclasses.fields(part) if f.name not in (*_APART, "parent", "name")]
+    fields = {name: getattr(part, name) for name in names}
+    return {"class": name} | {k: _outline(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+
+
+def _build(outline: Mapping[str, Any], apart: Mapping[str, Any]) -> Any:
+    """What :func:`_outline` described."""
+    cls = _CLASSES[outline["class"]]
+    fields = {k: _build(v, apart) if isinstance(v, dict) else _tuples(v) for k, v in outline.items() if k != "class"}
+    return cls(**fields, **{f.name: apart[f.name] for f in dataclasses.fields(cls) if f.name in apart})
 
 
 def _paths(policy: Policy) -> list[str]:

@@ -72,20 +72,24 @@ def add(replay: Replay, frames: Frames, start: Any) -> Replay:
 
 
 def sample(
-    replay: Replay, like: Frames, blocks: int, count: int, exponent: Any, key: jax.Array
+    replay: Replay, like: Frames, blocks: int, count: int, exponent: Any, key: jax.Array, envs: slice = slice(None)
 ) -> tuple[Frames, Any, Place]:
-    """Draw ``count`` sequences of ``blocks`` blocks; ``key`` is consumed.
+    """Draw ``count`` sequences of ``blocks`` blocks from ``envs``; ``key`` is consumed.
 
     The chance of a sequence is its priority to the power of ``exponent`` (0: all alike; Schaul et al. 2016, equation
-    1). ``like`` has the frames' own types. Returns frames ``[k T, b, ...]``, the states before them ``[b, ...]`` and
-    their place. There must be ``blocks`` blocks.
+    1). ``like`` has the frames' own types. There must be ``blocks`` blocks. Returns frames
+    ``[k T, b, ...]``, the states before them ``[b, ...]`` and their place.
     """
     C, N = replay.priority.shape
-    age = (jnp.arange(C) - replay.head) % C  # from the oldest block that a full ring has
-    begins = (age >= C - replay.size) & (age <= C - blocks)
-    mass = jnp.cumsum((begins[:, None] * jnp.maximum(replay.priority, 1e-6) ** exponent).ravel())
+    oldest_first = (replay.head - replay.size + jnp.arange(C)) % C
+    begins = replay.size - blocks + 1  # so many of these have enough blocks after them
+    weight = jnp.maximum(replay.priority[oldest_first, envs], 1e-6) ** exponent
+    mass = jnp.cumsum(jnp.where(jnp.arange(C)[:, None] < begins, weight, 0.0).ravel())
     drawn = jnp.searchsorted(mass, mass[-1] * jax.random.uniform(key, (count,)), side="right")
-    first, env = jnp.divmod(jnp.minimum(drawn, C * N - 1), N)
+    drawn = jnp.minimum(drawn, begins * weight.shape[1] - 1)  # sums are rounded: keep off what has no mass
+    nth, env = jnp.divmod(drawn, weight.shape[1])
+    env = env + range(N)[envs].start
+    first = oldest_first[nth]
     place = Place((first[None] + jnp.arange(blocks)[:, None]) % C, env)
 
     def gather(ring: jax.Array, leaf: jax.Array) -> jax.Array:  # [C, T, N, ...] -> [k T, b, ...]
@@ -100,14 +104,22 @@ def refresh(replay: Replay, place: Place, states: Any, priority: jax.Array) -> R
     """Renew what is stored about sequences: states after their last blocks ``[<= k, b, ...]``, priorities ``[b]``.
 
     The state after a block is that before the next one (as DreamerV3 keeps its latent states fresh), unless the write
-    head lies between them.
+    head lies between them. Of a place that was drawn twice the first is kept: which of two writes wins is not defined.
     """
-    C = replay.capacity
+    C, N = replay.priority.shape
     following = (place.blocks[-len(jax.tree.leaves(states)[0]) :] + 1) % C
-    following = jnp.where(following == replay.head, C, following)  # out of range: dropped
+    drop = (following == replay.head) | _repeated(following * N + place.env[None])
+    following = jnp.where(drop, C, following)  # out of range
     put = lambda ring, new: ring.at[following, place.env[None]].set(new, mode="drop")  # noqa: E731
     start = jax.tree.map(put, replay.start, states)
-    return replay.replace(start=start, priority=replay.priority.at[place.blocks[0], place.env].set(priority))
+    first = jnp.where(_repeated(place.blocks[0] * N + place.env), C, place.blocks[0])
+    return replay.replace(start=start, priority=replay.priority.at[first, place.env].set(priority, mode="drop"))
+
+
+def _repeated(numbers: jax.Array) -> jax.Array:
+    """Which of the numbers were there before, bool of their shape."""
+    flat = numbers.ravel()
+    return jnp.tril(flat[:, None] == flat[None], -1).any(-1).reshape(numbers.shape)
 
 
 def _compact(space: Space) -> Any:

@@ -6,6 +6,7 @@ and in their seeds share one compiled program, vmapped over its slots. A slot wh
 
 import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -149,10 +150,17 @@ def dry_run(config: Config) -> dict[str, Any]:
     agent, state = program.agent, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.like)
     updates = num_updates(config, agent)
     obs_space, action_space = agent.env.observation_space(agent.env_params), agent.env.action_space(agent.env_params)
-    length = agent.steps_per_update // agent.num_envs
-    rollout = _bytes(jax.eval_shape(lambda: spaces.zeros(obs_space, (agent.num_envs, length))))
-    width, minibatches = getattr(agent.model, "d_model", 1), getattr(agent, "num_minibatches", 1)
-    activations = 4 * agent.steps_per_update // minibatches * width * 12 * config.model_parameters["num_layers"]
+    length, num_envs = agent.steps_per_update // agent.num_envs, agent.num_envs
+    rollout = _bytes(jax.eval_shape(lambda: spaces.zeros(obs_space, (num_envs, length))))
+    minibatch = [length, num_envs // getattr(agent, "num_minibatches", 1)]
+    frames, more = math.prod(minibatch), {}
+    if hasattr(state, "learner"):  # learns from replay, and from what it imagines
+        minibatch = [agent.batch_length, agent.batch_size]
+        replayed = math.prod(minibatch)
+        frames = replayed + replayed // agent.dream_every * agent.horizon
+        more = {"gradient_steps": agent.gradient_steps, "replay_bytes": config.seeds * _bytes(state.learner.replay)}
+    width = getattr(agent.model, "d_model", 1)
+    activations = 4 * frames * width * 12 * config.model_parameters["num_layers"]
     return {
         "env": config.env,
         "observation_space": str(obs_space),
@@ -164,10 +172,11 @@ def dry_run(config: Config) -> dict[str, Any]:
         "updates": updates,
         "env_steps": updates * agent.steps_per_update,
         "steps_per_update": agent.steps_per_update,
-        "minibatch": f"[{length}, {agent.num_envs // minibatches}]",
+        "minibatch": str(minibatch),
         "state_bytes": config.seeds * _bytes(state),
         "rollout_bytes": config.seeds * rollout,
         "activation_bytes_estimate": config.seeds * activations,
+        **more,
     }
 
 

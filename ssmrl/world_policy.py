@@ -69,6 +69,8 @@ class WorldActorCritic(nn.Module):
     ) -> tuple[WorldState, Distribution, jax.Array]:
         """See ``ActorCritic``; rewards are not read, unless the memory was trained to hold them."""
         frames = Frames(obs, prev_action, prev_reward, reset, jnp.zeros_like(reset))
+        if self.is_initializing():  # acting needs no decoder and no heads
+            self.world.loss(carry, frames, jax.random.key(0))
         if reset.shape[0] == 1 or "x" not in self.inputs:
             carry, seen = self.world.observe(carry, frames, jax.random.key(0), "mode")
             inputs = self.read(seen.h, seen.z, jax.tree.map(lambda x: x[None], carry.memory))
@@ -81,11 +83,6 @@ class WorldActorCritic(nn.Module):
 
             carry, inputs = _scan_time(step)(self, carry, frames)
         return carry, self.act(inputs), self.value(inputs)
-
-    def initialize(self, carry: WorldState, frames: Frames, key: jax.Array) -> None:
-        """Touch every parameter, for ``init``."""
-        self.world.loss(carry, frames, key)
-        self(carry, frames.obs, frames.reset, frames.action, frames.reward)
 
     def read(self, h: jax.Array, z: jax.Array, memory: Carry) -> jax.Array:
         """What actor and critic read: ``h`` ``[..., D]``, ``z`` ``[..., Z]``, carry leaves ``[..., *any]``."""

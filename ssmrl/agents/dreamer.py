@@ -34,6 +34,7 @@ class Learner(struct.PyTreeNode):
     slow_critic: Any
     opt_state: dict[str, optax.OptState]
     returns: jax.Array  # [2]: running 5th and 95th percentile of imagined returns
+    horizon: jax.Array  # float32: steps that imagination is trusted for
     replay: Replay
     steps: jax.Array  # int32: gradient steps made
 
@@ -63,12 +64,15 @@ class Dreamer(WorldLearner):
     actor_learning_rate: float = hp(3e-4, "Adam's step size, of the actor", ge=0.0)
     critic_learning_rate: float = hp(3e-4, "Adam's step size, of the critic", ge=0.0)
     entropy_coef: float = hp(3e-4, "weight of the actor's entropy, in units of the spread of returns", ge=0.0)
+    reward_scale: float = hp(1.0, "rewards are multiplied by this, for learning; returns are reported raw")
     return_floor: float = hp(1.0, "returns are not divided by less than this", gt=0.0)
     return_rate: float = hp(0.01, "how fast the spread of returns is followed", ge=0.0, le=1.0)
     slow_rate: float = hp(0.02, "how fast the slow critic follows the critic", ge=0.0, le=1.0)
     slow_weight: float = hp(1.0, "weight of the critic's distance from the slow one", ge=0.0)
     actor_unimix: float = hp(0.01, "share of the uniform distribution in discrete actions", ge=0.0, lt=1.0)
     priority: float = hp(0.0, "replay sequences by their model error to the power of this (0: all alike)", ge=0.0)
+    horizon_error: float = hp(1.0, "imagination is trusted while its open-loop loss is within so many nats", ge=0.0)
+    horizon_rate: float = hp(0.1, "how fast the trusted horizon is followed", ge=0.0, le=1.0)
     # data
     num_envs: int = hp(16, "environments stepped in parallel", ge=1)
     num_steps: int = hp(16, "steps per environment and update; a block of the replay", ge=1)
@@ -81,10 +85,15 @@ class Dreamer(WorldLearner):
         "stored", "state that a sequence is replayed from; burn_in: zero, and the first block is only for warming up"
     )
     normalize_obs: bool = hp(False, "normalise Box observations by running mean and deviation")
+    held_out: int = hp(
+        0, "environments that are not learned from, but show how far imagination is to be trusted (0: always)", ge=0
+    )
     # imagination
-    horizon: int = hp(15, "steps imagined", ge=1)
+    horizon: int = hp(15, "steps imagined, at most", ge=1)
     dream_every: int = hp(8, "frames of a sequence between those that imagination starts from", ge=1)
-    inputs: tuple[Literal["z", "h", "x"], ...] = hp(("z", "h"), "what actor and critic read: latent, memory, its carry")
+    inputs: tuple[Literal["z", "h", "x"], ...] = hp(
+        ("z", "h", "x"), "what actor and critic read: latent, memory, its carry"
+    )
     heads: tuple[int, ...] = hp((128,), "widths of the hidden layers of actor and critic")
     actor_gradient: Literal["reinforce", "dynamics"] = hp(
         "reinforce", "gradient of the actor: by log-probabilities, or through the model"
@@ -97,6 +106,8 @@ class Dreamer(WorldLearner):
         "replay_size >= num_envs * batch_length": "the replay holds a sequence of every environment",
         "state_init != 'burn_in' or batch_length > num_steps": "something is left to learn from after the first block",
         "inputs != ()": "a policy reads something",
+        "held_out < num_envs": "something is left to learn from",
+        "held_out == 0 or horizon < batch_length": "imagination is compared with what follows a context",
     }
 
     @property
@@ -126,9 +137,8 @@ class Dreamer(WorldLearner):
         policy = Policy({}, obs_stats, jnp.float32(1), network)
         stream = frames.open_stream(self.env, self.env_params, self.num_envs, key_stream, policy)
         one = jax.tree.map(lambda x: x[None, :1], stream.frame)
-        params = network.init(key_params, jax.tree.map(lambda x: x[:1], carry), one, key_params, method="initialize")[
-            "params"
-        ]
+        inputs = one.obs, one.reset, one.action, one.reward
+        params = network.init(key_params, jax.tree.map(lambda x: x[:1], carry), *inputs)["params"]
         ring = replay.create(
             stream.frame,
             carry,
@@ -141,6 +151,7 @@ class Dreamer(WorldLearner):
             slow_critic=params["critic"],
             opt_state={k: self.adam().init(params[k]) for k in params},
             returns=jnp.zeros(2),
+            horizon=jnp.float32(self.horizon),
             replay=ring,
             steps=jnp.int32(0),
         )
@@ -148,7 +159,7 @@ class Dreamer(WorldLearner):
 
     def policy(self, state: State) -> Policy:
         """The policy as it stands."""
-        return Policy(state.params, state.obs_stats, jnp.float32(1), self.network)
+        return Policy(state.params, state.obs_stats, self.reward_scale, self.network)
 
     def update(self, state: State) -> tuple[State, Metrics]:
         """Collect frames and learn from replayed ones. Returns the new state and scalar metrics.
@@ -171,15 +182,22 @@ class Dreamer(WorldLearner):
             def step(learner: Learner, key: jax.Array) -> tuple[Learner, Metrics]:
                 return self._gradient_step(learner, block, obs_stats, state.updates, key)
 
-            learner, measured = lax.scan(step, learner, jax.random.split(key_learn, self.gradient_steps))
-            return learner, jax.tree.map(lambda x: x.mean(0), measured)
+            keys = jax.random.split(key_learn, self.gradient_steps + 1)
+            learner, measured = lax.scan(step, learner, keys[1:])
+            measured = jax.tree.map(lambda x: x.mean(0), measured)
+            if self.held_out:
+                trusted = self._trusted_horizon(learner, block, obs_stats, keys[0])
+                learner = learner.replace(horizon=optax.incremental_update(trusted, learner.horizon, self.horizon_rate))
+                measured["trusted_horizon"] = learner.horizon
+            return learner, measured
 
         def wait(learner: Learner) -> tuple[Learner, Metrics]:
             shapes = jax.eval_shape(learn, learner)[1]
             return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         needed = max(self.prefill, self.num_envs * self.batch_length)
-        learner, learned = lax.cond(learner.replay.size * self.steps_per_update >= needed, learn, wait, learner)
+        begun = state.updates + 1 >= -(-needed // self.steps_per_update)
+        learner, learned = lax.cond(begun, learn, wait, learner)
         state = State(learner, obs_stats, stream, episode, key, state.updates + 1)
         return state, metrics | learned
 
@@ -188,10 +206,7 @@ class Dreamer(WorldLearner):
     ) -> tuple[Learner, Metrics]:
         """Learn once from replayed sequences: the model from them, actor and critic from what it imagines."""
         key_sample, key_model, key_dream = jax.random.split(key, 3)
-        blocks = self.batch_length // self.num_steps
-        batch, start, place = replay.sample(learner.replay, like, blocks, self.batch_size, self.priority, key_sample)
-        if obs_stats is not None:
-            batch = batch.replace(obs=obs_stats.normalize(jnp.asarray(batch.obs, jnp.float32)))
+        batch, start, place = self._replay(learner.replay, like, obs_stats, slice(self.held_out, None), key_sample)
         params, rates = learner.params, self._rates(learner.steps, updates)
         start, batch = self._begin(params["world"], start, batch, key_model)
         gradient, (terms, _, seen, metrics) = jax.grad(self.world_loss, has_aux=True)(
@@ -213,10 +228,45 @@ class Dreamer(WorldLearner):
             slow_critic=optax.incremental_update(moved["critic"][0], learner.slow_critic, self.slow_rate),
             opt_state={k: v[1] for k, v in moved.items()},
             returns=returns,
+            horizon=learner.horizon,
             replay=replay.refresh(learner.replay, place, ends, error),
             steps=learner.steps + 1,
         )
         return learner, metrics | more
+
+    def _replay(
+        self, ring: Replay, like: Frames, obs_stats: RunningStats | None, envs: slice, key: jax.Array
+    ) -> tuple[Frames, WorldState, replay.Place]:
+        """Sequences as the model reads them, the states before them, and where they are from."""
+        blocks = self.batch_length // self.num_steps
+        batch, start, place = replay.sample(ring, like, blocks, self.batch_size, self.priority, key, envs)
+        batch = batch.replace(reward=batch.reward * self.reward_scale)
+        if obs_stats is not None:
+            batch = batch.replace(obs=obs_stats.normalize(jnp.asarray(batch.obs, jnp.float32)))
+        return batch, start, place
+
+    def _trusted_horizon(
+        self, learner: Learner, like: Frames, obs_stats: RunningStats | None, key: jax.Array
+    ) -> jax.Array:
+        """For how many steps open-loop imagination of held-out frames is about as good as that of the first step.
+
+        That is while the loss of observations and rewards exceeds the first step's by less than ``horizon_error``.
+        """
+        key_sample, key_observe, key_imagine = jax.random.split(key, 3)
+        batch, start, _ = self._replay(learner.replay, like, obs_stats, slice(self.held_out), key_sample)
+        model, params = self.world_model, {"params": learner.params["world"]}
+        past, future = (
+            jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(-self.horizon), slice(-self.horizon, None))
+        )
+        state, _ = model.apply(params, start, past, key_observe, method="observe")
+        dream: Any = model.apply(params, state, future.action, key_imagine, method="imagine")[1]
+        found: Any = model.apply(params, dream.features, method="predict")
+        loss = observations.observation_loss(model.observation_space, found.obs, future.obs)
+        loss += observations.two_hot_loss(found.reward, future.reward)
+        known = jnp.cumsum(future.reset, 0) == 0  # another episode cannot be foreseen
+        loss = (loss * known).sum(-1) / jnp.maximum(known.sum(-1), 1)
+        trusted = (loss - loss[0] <= self.horizon_error) & known.any(-1)
+        return jnp.cumprod(trusted).sum().astype(jnp.float32)
 
     def _begin(self, params: Any, start: WorldState, batch: Frames, key: jax.Array) -> tuple[WorldState, Frames]:
         """The state that learning from ``batch`` begins with, and what of the batch is left to learn from."""
@@ -253,13 +303,15 @@ class Dreamer(WorldLearner):
         reward = observations.two_hot_mean(dream.predictions.reward)
         going_on = jax.nn.sigmoid(dream.predictions.going_on)
         value = apply({}, dream.inputs, method="value")
-        none = jnp.zeros_like(reward)
-        target = lambda_returns(reward, value[1:], 1 - going_on, none, self.gamma, self.return_lambda)
+        left = jnp.maximum(jnp.round(learner.horizon), 1) - jnp.arange(self.horizon)[:, None]  # steps still trusted
+        cut = jnp.broadcast_to(left == 1, reward.shape)
+        target = lambda_returns(reward, value[1:], 1 - going_on, cut, self.gamma, self.return_lambda)
         alive = 1.0 - terminated[every - 1 :: every].reshape(-1)
-        weight = jnp.cumprod(jnp.concatenate([alive[None], self.gamma * going_on[:-1]]), 0)
+        weight = jnp.cumprod(jnp.concatenate([alive[None], self.gamma * going_on[:-1]]), 0) * (left > 0)
         weight = lax.stop_gradient(weight)
 
-        seen_returns = jnp.stack([jnp.percentile(target, 5.0), jnp.percentile(target, 95.0)])
+        known = jnp.where(left > 0, target, jnp.nan) if self.held_out else target
+        seen_returns = jnp.nanpercentile(known, jnp.array([5.0, 95.0]))
         first = learner.steps == 0
         returns = jnp.where(
             first, seen_returns, optax.incremental_update(seen_returns, learner.returns, self.return_rate)

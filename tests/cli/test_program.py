@@ -39,6 +39,24 @@ TINY = {
     "wandb": "off",
     "cache.dir": str(CACHE),
 }
+DREAMER = {
+    k: v for k, v in TINY.items() if k.split(".")[-1] not in ("num_minibatches", "epochs", "anneal", "d_state")
+} | {
+    "agent": "dreamer",
+    "agent.batch_size": 4,
+    "agent.batch_length": 16,
+    "agent.replay_ratio": 4,
+    "agent.replay_size": 10 * PER_UPDATE,  # written over several times
+    "agent.prefill": 2 * PER_UPDATE,
+    "agent.priority": 0.5,
+    "agent.dream_every": 4,
+    "agent.horizon": 3,
+    "agent.hidden": (8,),
+    "agent.groups": 2,
+    "agent.classes": 3,
+    "agent.bins": 5,
+    "model": "gru",
+}
 WALL_CLOCK = {"steps_per_s", "wall_s", "compile_s"}
 
 
@@ -49,13 +67,13 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def words(updates=UPDATES, **more):
-    settings = {**TINY, "total_steps": updates * PER_UPDATE, **{k.replace("__", "."): v for k, v in more.items()}}
+def words(updates=UPDATES, base=TINY, **more):
+    settings = {**base, "total_steps": updates * PER_UPDATE, **{k.replace("__", "."): v for k, v in more.items()}}
     return [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
 
 
-def train(run_dir, updates=3, **more):
-    settings = {**TINY, "total_steps": updates * PER_UPDATE, "run.dir": str(run_dir)}
+def train(run_dir, updates=3, base=TINY, **more):
+    settings = {**base, "total_steps": updates * PER_UPDATE, "run.dir": str(run_dir)}
     return training.train(config.resolve([], settings | {k.replace("__", "."): v for k, v in more.items()}), quiet=True)
 
 
@@ -111,9 +129,10 @@ def copy(short, tmp_path):
     return Path(shutil.copytree(short.dir, tmp_path / "copy"))
 
 
-def stop_by(signum, run_dir):
+def stop_by(signum, run_dir, updates=UPDATES, base=TINY):
     """Train as a program and send it a signal when its first checkpoint is there; returns the exit code and stderr."""
-    command = [sys.executable, "-W", "error", "-m", "ssmrl", "train", *words(platform="cpu"), f"run.dir={run_dir}"]
+    command = [sys.executable, "-W", "error", "-m", "ssmrl", "train", *words(updates, base, platform="cpu")]
+    command.append(f"run.dir={run_dir}")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 240
     while not checkpoint.available(run_dir / "checkpoints") and process.poll() is None:
@@ -132,6 +151,27 @@ def test_killed_and_resumed_it_ends_bit_for_bit_as_if_never_stopped(reference, t
     assert status(tmp_path / "run")["status"] == "running"
     assert_same_run(training.resume(tmp_path / "run", quiet=True), reference)
     assert status(tmp_path / "run")["status"] == "done"
+
+
+@pytest.mark.unoptimised
+def test_a_killed_dreamer_goes_on_with_its_replay(tmp_path, monkeypatch):
+    """And is exported as it is: the parts that acting does not need, too."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the program too: else it rounds otherwise
+    updates = UPDATES // 2
+    reference = train(tmp_path / "reference", updates, DREAMER, checkpoint__every=updates)
+    code, err = stop_by(signal.SIGKILL, tmp_path / "run", updates, DREAMER)
+    assert code == -signal.SIGKILL, err
+    assert 0 < len(lines(tmp_path / "run")) < updates
+    run = training.resume(tmp_path / "run", quiet=True)
+    assert_same_run(run, reference)
+    learner = jax.tree.map(lambda x: np.asarray(x[0]), run.state.learner)
+    assert (learner.replay.size, learner.replay.head, learner.steps) == (10, updates % 10, 2 * (updates - 1))
+    assert len(np.unique(learner.replay.priority)) > 10
+    assert learner.replay.frames.obs.dtype == np.uint8
+    ssmrl.export(run.dir, "out", "latest")
+    own, exported = load(run.dir, "latest"), load("out")
+    assert exported.network == own.network
+    assert_same_state(exported.params, own.params)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +395,22 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert (facts["updates"], facts["env_steps"], facts["minibatch"]) == (3, 96, "[8, 2]")
     assert facts["parameters"] > 100
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_a_replay_costs(capsys):
+    settings = {"num_envs": 4, "batch_size": 2, "batch_length": 32, "replay_ratio": 2, "replay_size": 256}
+    argv = ["env=gymnax/Pendulum-v1", "agent=dreamer", "model=gru", "model.d_model=8", "seeds=2", "--dry-run", "--json"]
+    code, out, err = typed(capsys, "train", *argv, *(f"agent.{k}={v}" for k, v in settings.items()))
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert (facts["minibatch"], facts["gradient_steps"]) == ("[32, 2]", 2)
+    frame = 4 * (3 + 1 + 1) + 2  # observation, action, reward; two flags
+    start = 4 * (64 + 8)  # of a block of 16 frames: latent and memory
+    ring = 256 * frame + 16 * (start + 4) + 8  # 4 blocks of 4 environments with priorities; head and size
+    assert facts["replay_bytes"] == 2 * ring
+    assert facts["state_bytes"] > facts["replay_bytes"]
+    imagined = 64 // 8 * 15
+    assert facts["activation_bytes_estimate"] == 2 * 4 * (64 + imagined) * 8 * 12
 
 
 def test_eval_measures_any_checkpoint(copy, capsys):

@@ -43,6 +43,7 @@ def stand_ins(tmp_path, monkeypatch):
         "WORLD": "worldmodel/cue_recall",
         "CONTROL": "worldmodel/cue_recall",
         "TRIALS": "meta/bandit",
+        "DREAMER": "dreamer/cartpole",
     }
     for name, preset in presets.items():
         (tmp_path / "runs" / name).mkdir(parents=True)

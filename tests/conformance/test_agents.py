@@ -32,7 +32,26 @@ SMALL = {
         "warmup": 0.0,
         "anneal": "none",
     },
+    "dreamer": {
+        "num_envs": 4,
+        "num_steps": 8,
+        "hidden": (8,),
+        "groups": 2,
+        "classes": 3,
+        "bins": 5,
+        "warmup": 0.0,
+        "anneal": "none",
+        "heads": (8,),
+        "prefill": 0,
+        "replay_size": 256,
+        "replay_ratio": 2,
+        "batch_size": 4,
+        "batch_length": 8,
+        "dream_every": 4,
+        "horizon": 3,
+    },
 }
+SMALL["planner"] = {**SMALL["dreamer"], "plan_horizon": 2, "plan_samples": 3, "plan_elites": 2, "plan_proposals": 1}
 TWICE = {"ppo": {"num_minibatches": 2, "epochs": 2}}
 
 
@@ -125,13 +144,14 @@ def test_same_key_same_result(trained):
 def test_a_population_is_its_members_alone(trained):
     """Over seeds and learning rates at once; the first member is the run of the fixture, the last does not learn."""
     agent, states, metrics = trained.agent, trained.states, trained.metrics
-    rates = jnp.array([agent.learning_rate, agent.learning_rate, 0.0])
+    names = [f.name for f in dataclasses.fields(agent) if f.name.endswith("learning_rate")]
+    rates = {name: getattr(agent, name) * jnp.array([1.0, 1.0, 0.0]) for name in names}
     keys = jax.vmap(jax.random.key)(jnp.array([0, 1, 0]))
 
     @jax.jit
     @jax.vmap
-    def two_updates(key, rate):
-        member = agent.replace(learning_rate=rate)
+    def two_updates(key, rates):
+        member = agent.replace(**rates)
         return jax.lax.scan(lambda s, _: member.update(s), member.init(key), length=2)
 
     population, measured = two_updates(keys, rates)
@@ -143,6 +163,33 @@ def test_a_population_is_its_members_alone(trained):
     assert not jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b), first.params, second.params))
     start = states[0].params
     assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-6), still.params, start))
+
+
+@pytest.mark.parametrize(
+    ("model", "noise", "options"),
+    [
+        (
+            "gru",
+            Noise(acts="multi"),
+            {"posterior": "rssm", "inputs": ("z", "x"), "state_init": "burn_in", "batch_length": 16, "dream_every": 8},
+        ),
+        (
+            "s5",
+            Noise(acts="box"),
+            {"actor_gradient": "dynamics", "normalize_obs": True, "priority": 0.5, "state_init": "zero", "heads": ()},
+        ),
+    ],
+    ids=["multi-rssm-burn-in", "box-dynamics-priority"],
+)
+def test_dreamers_options_fit_together(model, noise, options):
+    """Traced, not run: the state keeps its shapes and types, and there is a loss for every part."""
+    agent = make_agent("dreamer", model, noise, **options)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    after, metrics = jax.eval_shape(agent.update, state)
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), s) for s in (state, after)]
+    assert kinds[0] == kinds[1]
+    assert {"loss", "actor_loss", "critic_loss"} <= metrics.keys()
+    assert (state.obs_stats is not None) == ("normalize_obs" in options)
 
 
 def ratio_errors(network, noise, key, shift=0):

@@ -1,5 +1,6 @@
 """An exported policy: the same bit for bit, read without run and environment, or refused in one clear sentence."""
 
+import dataclasses
 import importlib.abc
 import json
 import shutil
@@ -15,8 +16,11 @@ from flax import linen
 import ssmrl
 from ssmrl import cli, nn, portable, registry, spaces
 from ssmrl.nn.actor_critic import ActorCritic
+from ssmrl.planning import PlanningPolicy
 from ssmrl.policy import Policy, RunningStats
 from ssmrl.registry import UserError, hp
+from ssmrl.world_model import WorldModel
+from ssmrl.world_policy import WorldActorCritic
 
 TINY = {
     "env": "popgym/PositionOnlyCartPoleEasy",
@@ -63,7 +67,11 @@ def copy(exported, tmp_path):
 
 def same(one, other):
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(np.float32(a), np.float32(b)) for a, b in leaves)
+    return all(np.array_equal(_exact(a), _exact(b)) for a, b in leaves)
+
+
+def _exact(leaf):
+    return np.asarray(leaf, np.complex64)  # which numpy can compare, unlike bfloat16
 
 
 def test_the_policy_is_the_same_bit_for_bit_and_acts_alike(run_dir, exported):
@@ -149,7 +157,14 @@ OTHER_NETWORK = {"inputs": ["obs"], "encoder": [], "heads": [8], "activation": "
         (lambda f: (f / "policy.json").write_text("[]"), r"is not a policy of ssmrl: make one with `ssmrl export"),
         (lambda f: (f / "policy.json").write_text('{"kind": "other"}'), r"is not a policy of ssmrl"),
         (lambda f: (f / "arrays.npz").write_bytes(b"PK"), r"arrays\.npz is damaged or cut short"),
-        (lambda f: edited(f, format=2), r"has format 2, this version \(.*\) reads 1: pip install --upgrade ssmrl"),
+        (
+            lambda f: edited(f, format=3),
+            r"has format 3, this version \(.*\) reads up to 2: pip install --upgrade ssmrl",
+        ),
+        (
+            lambda f: edited(f, network={"class": "Oracle"}),
+            r"holds a network that .* cannot build: 'Oracle'; use ssmrl",
+        ),
         (lambda f: edited(f, network=OTHER_NETWORK), r"does not fit the network that this version .*encoder/Dense_0"),
     ],
 )
@@ -157,6 +172,16 @@ def test_what_cannot_be_read_says_why(copy, damage, message):
     damage(copy)
     with pytest.raises(UserError, match=message):
         ssmrl.load(copy)
+
+
+def test_folders_of_the_first_format_are_read(exported, copy):
+    """It knew one class of networks, and did not name it."""
+    network = json.loads((copy / "policy.json").read_text())["network"]
+    assert network.pop("class") == "ActorCritic"
+    assert network.keys() == OTHER_NETWORK.keys()
+    edited(copy, format=1, network=network)
+    assert ssmrl.load(copy).network == ssmrl.load(exported).network
+    assert same(ssmrl.load(copy), ssmrl.load(exported))
 
 
 def test_nothing_stored_is_run(copy):
@@ -182,6 +207,11 @@ def own_models(monkeypatch):
 
 def hand_made(memory, observation_space=FOUR, action_space=FOUR, stats=None):
     network = ActorCritic(observation_space, action_space, memory, ("obs", "start"), (4,), (), "tanh", False)
+    return with_parameters(network, stats)
+
+
+def with_parameters(network, stats=None):
+    observation_space, action_space = network.observation_space, network.action_space
     inputs = spaces.zeros(observation_space, (1, 1)), jnp.ones((1, 1), bool), spaces.zeros(action_space, (1, 1))
     init = lambda: network.init(jax.random.key(0), network.initialize_carry((1,)), *inputs, jnp.zeros((1, 1)))  # noqa: E731
     shapes = jax.eval_shape(init)["params"]
@@ -229,6 +259,40 @@ def test_every_kind_of_space_survives(tmp_path):
                       stats=RunningStats.create((8, 8, 1)))  # fmt: skip
     portable.write(image, {"model": "none", "model.d_model": 4}, {"env_steps": 1}, tmp_path / "image")
     assert ssmrl.load(tmp_path / "image").network.observation_space == spaces.Box(0, 255, (8, 8, 1), jnp.uint8)
+
+
+def test_a_policy_of_a_world_model(tmp_path):
+    """With its model and its heads, bit for bit: a network in a network."""
+    memory = nn.make_model("s5", d_model=4, d_state=4, memories=2)
+    world = WorldModel(spaces.Box(-1.0, 1.0, (2,)), spaces.MultiDiscrete((2, 3)), memory, latent="gaussian",
+                       groups=3, classes=2, unimix=0.02, hidden=(4, 5), bins=5)  # fmt: skip
+    network = WorldActorCritic(world, ("z", "x"), (), unimix=1 / 3, bins=7)
+    policy = with_parameters(network, RunningStats(jnp.array([0.1, 0.2]), jnp.array([0.3, 3.0]), jnp.float32(7)))
+    config = {"model": "s5", "model.d_model": 4, "model.d_state": 4, "model.memories": 2}
+    portable.write(policy, config, {"env_steps": 1}, tmp_path / "p")
+    loaded = ssmrl.load(tmp_path / "p")
+    assert loaded.network == network
+    assert loaded.params.keys() == {"world", "actor", "critic"}
+    assert "decoder" in loaded.params["world"]
+    assert same(policy, loaded)
+    obs = jnp.array([[0.1, -0.2], [0.02, 0.05]])
+    act = jax.jit(lambda p: p.step(p.initial_carry(2), obs, jnp.array([True, False]), jnp.ones(2)))
+    assert same(act(policy), act(loaded))
+    planner = policy.replace(network=PlanningPolicy(network, 5, 8, 2, 2, 1, 1, True, 0.9, None, 0.1))
+    portable.write(planner, config, {"env_steps": 1}, tmp_path / "planner")
+    assert ssmrl.load(tmp_path / "planner").network == planner.network
+    assert same(planner, ssmrl.load(tmp_path / "planner"))
+
+
+def test_a_network_of_another_class_is_refused(tmp_path):
+    class Mine(ActorCritic):
+        """Does not say how it is built again."""
+
+    policy = hand_made(nn.make_model("none", d_model=4))
+    mine = Mine(**{f.name: getattr(policy.network, f.name) for f in dataclasses.fields(ActorCritic)[:8]})
+    with pytest.raises(UserError, match=r"a network of the class Mine cannot be exported: ActorCritic, .* can"):
+        portable.write(policy.replace(network=mine), {}, {}, tmp_path / "p")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_never_overwritten(run_dir, exported, tmp_path, monkeypatch):
