@@ -30,6 +30,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/envs.py
 	$(BIN)/python benchmarks/acting.py
 	$(BIN)/python benchmarks/world_model.py --lengths 64 256 1024 --backbones s5 gru none
+	$(BIN)/python benchmarks/dreamer.py --backbones s5 gru --presets tiny --compare
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

@@ -234,9 +234,9 @@ def check_policy(run_dir: str | Path, config: Config) -> None:
 
 
 def check_world_model(run_dir: str | Path, config: Config) -> None:
-    """Raise ``UserError`` unless the agent of a run learns a world model."""
+    """Raise ``UserError`` unless the agent of a run learns a world model, and nothing else."""
     if _has_policy(config):
-        raise UserError(f"{run_dir} has no world model, its agent is {config.agent}: use ssmrl eval {run_dir}")
+        raise UserError(f"{run_dir} has a policy, its agent is {config.agent}: use ssmrl eval {run_dir}")
 
 
 def _has_policy(config: Config) -> bool:

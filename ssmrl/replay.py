@@ -104,7 +104,8 @@ def refresh(replay: Replay, place: Place, states: Any, priority: jax.Array) -> R
     """Renew what is stored about sequences: states after their last blocks ``[<= k, b, ...]``, priorities ``[b]``.
 
     The state after a block is that before the next one (as DreamerV3 keeps its latent states fresh), unless the write
-    head lies between them. Of a place that was drawn twice the first is kept: which of two writes wins is not defined.
+    head lies between them. Of a place that was drawn twice the last is kept, or else it would not be defined
+    which of the two is written.
     """
     C, N = replay.priority.shape
     following = (place.blocks[-len(jax.tree.leaves(states)[0]) :] + 1) % C
@@ -117,9 +118,9 @@ def refresh(replay: Replay, place: Place, states: Any, priority: jax.Array) -> R
 
 
 def _repeated(numbers: jax.Array) -> jax.Array:
-    """Which of the numbers were there before, bool of their shape."""
+    """Which of the numbers come again, bool of their shape."""
     flat = numbers.ravel()
-    return jnp.tril(flat[:, None] == flat[None], -1).any(-1).reshape(numbers.shape)
+    return jnp.triu(flat[:, None] == flat[None], 1).any(-1).reshape(numbers.shape)
 
 
 def _compact(space: Space) -> Any:

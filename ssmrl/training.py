@@ -325,7 +325,7 @@ def _recorder(program: Program, config: Config, agent: Any, run_dir: Path, quiet
 
 def _log_points(result: Mapping[str, Any]) -> dict[str, Any]:
     """What of an evaluation goes to the log: of returns their moments, of other metrics the values of all seeds."""
-    if "return_mean" in result:
+    if "return_std" in result:
         return {f"eval/{k}": result[k] for k in ("return_mean", "return_std", "length_mean")}
     names = [k.removesuffix("/seed_0") for k in result if k.endswith("/seed_0")]
     return {f"eval/{k}": [result[f"{k}/seed_{i}"] for i in range(result["seeds"])] for k in names}

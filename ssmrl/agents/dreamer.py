@@ -170,7 +170,7 @@ class Dreamer(WorldLearner):
         key, key_record, key_learn = jax.random.split(state.key, 3)
         before = state.stream.carry.memory
         stream, block, _ = frames.record(
-            self.env, self.env_params, state.stream, self.num_steps, key_record, self.policy(state)
+            self.env, self._environment(state), state.stream, self.num_steps, key_record, self.policy(state)
         )
         episode, metrics = _episodes(state.episode, block, stream.frame.reset)
         learner = state.learner.replace(replay=replay.add(state.learner.replay, block, before))
@@ -183,10 +183,10 @@ class Dreamer(WorldLearner):
                 return self._gradient_step(learner, block, obs_stats, state.updates, key)
 
             keys = jax.random.split(key_learn, self.gradient_steps + 1)
-            learner, measured = lax.scan(step, learner, keys[1:])
+            learner, measured = lax.scan(step, learner, keys[:-1])
             measured = jax.tree.map(lambda x: x.mean(0), measured)
             if self.held_out:
-                trusted = self._trusted_horizon(learner, block, obs_stats, keys[0])
+                trusted = self._trusted_horizon(learner, block, obs_stats, keys[-1])
                 learner = learner.replace(horizon=optax.incremental_update(trusted, learner.horizon, self.horizon_rate))
                 measured["trusted_horizon"] = learner.horizon
             return learner, measured
@@ -195,8 +195,8 @@ class Dreamer(WorldLearner):
             shapes = jax.eval_shape(learn, learner)[1]
             return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        needed = max(self.prefill, self.num_envs * self.batch_length)
-        begun = state.updates + 1 >= -(-needed // self.steps_per_update)
+        needed = -(-max(self.prefill, self.num_envs * self.batch_length) // self.steps_per_update)
+        begun = learner.replay.size >= min(needed, learner.replay.capacity)
         learner, learned = lax.cond(begun, learn, wait, learner)
         state = State(learner, obs_stats, stream, episode, key, state.updates + 1)
         return state, metrics | learned
@@ -222,17 +222,26 @@ class Dreamer(WorldLearner):
             behaviour, learner, seen, batch.terminated, key_dream
         )
         gradients["world"] = gradient
-        moved = {k: self.step(params[k], gradients[k], learner.opt_state[k], rates[k]) for k in params}
-        learner = Learner(
-            params={k: v[0] for k, v in moved.items()},
-            slow_critic=optax.incremental_update(moved["critic"][0], learner.slow_critic, self.slow_rate),
-            opt_state={k: v[1] for k, v in moved.items()},
+        learner = self._move(learner, gradients, rates)
+        learner = learner.replace(
+            slow_critic=optax.incremental_update(learner.params["critic"], learner.slow_critic, self.slow_rate),
             returns=returns,
-            horizon=learner.horizon,
             replay=replay.refresh(learner.replay, place, ends, error),
             steps=learner.steps + 1,
         )
         return learner, metrics | more
+
+    def _environment(self, state: State) -> Any:
+        """``EnvParams`` of the environments that frames are from."""
+        del state
+        return self.env_params
+
+    def _move(self, learner: Learner, gradients: dict[str, Any], rates: dict[str, jax.Array]) -> Learner:
+        """Move the parameters against their gradients."""
+        moved = {k: self.step(p, gradients[k], learner.opt_state[k], rates[k]) for k, p in learner.params.items()}
+        return learner.replace(
+            params={k: v[0] for k, v in moved.items()}, opt_state={k: v[1] for k, v in moved.items()}
+        )
 
     def _replay(
         self, ring: Replay, like: Frames, obs_stats: RunningStats | None, envs: slice, key: jax.Array
@@ -310,8 +319,11 @@ class Dreamer(WorldLearner):
         weight = jnp.cumprod(jnp.concatenate([alive[None], self.gamma * going_on[:-1]]), 0) * (left > 0)
         weight = lax.stop_gradient(weight)
 
-        known = jnp.where(left > 0, target, jnp.nan) if self.held_out else target
-        seen_returns = jnp.nanpercentile(known, jnp.array([5.0, 95.0]))
+        ends = jnp.array([5.0, 95.0])
+        if self.held_out:
+            seen_returns = jnp.nanpercentile(jnp.where(left > 0, target, jnp.nan), ends)
+        else:
+            seen_returns = jnp.percentile(target, ends)
         first = learner.steps == 0
         returns = jnp.where(
             first, seen_returns, optax.incremental_update(seen_returns, learner.returns, self.return_rate)

@@ -247,13 +247,13 @@ def test_a_world_model_has_no_policy(control, capsys, words):
     [
         (["evil", "x"], ["unknown command 'worldmodel evil': did you mean ssmrl worldmodel eval? (ssmrl worldmodel -"]),
         (["eval"], ["ssmrl worldmodel eval needs RUN: 0 given (ssmrl worldmodel eval --help)"]),
-        (["eval", "demo"], ["demo has no world model, its agent is ppo: use ssmrl eval demo"]),
-        (["imagine", "demo"], ["demo has no world model, its agent is ppo: use ssmrl eval demo"]),
+        (["eval", "demo"], ["demo has a policy, its agent is ppo: use ssmrl eval demo"]),
+        (["imagine", "demo"], ["demo has a policy, its agent is ppo: use ssmrl eval demo"]),
         (["eval", "control", "--episodes=1", "--sed=1"], ["--episodes=1: expected", "unknown option 'sed': did you"]),
         (["eval", "control", "--step=7"], ["control has no checkpoint '7': use best, latest or one of 0"]),
         (["eval", "control", "--control=other"], ["--control=other: it has another env.delay; train one: ssmrl"]),
         (["eval", "control", "--control=gru"], ["--control=gru: its model is gru, but a control has model=none"]),
-        (["eval", "control", "--control=demo"], ["demo has no world model, its agent is ppo"]),
+        (["eval", "control", "--control=demo"], ["demo has a policy, its agent is ppo"]),
         (
             ["imagine", "control", "--output=x.html", "--seed-index=1"],
             ["--output=x.html: the suffix says what is written, one of .gif, .png, .txt", "--seed-index=1: control"],

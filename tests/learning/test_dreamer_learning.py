@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import struct
 
+import ssmrl
 from ssmrl import nn, spaces
 from ssmrl.agents.dreamer import Dreamer
 from ssmrl.envs import Environment, EnvParams, EnvState
@@ -131,3 +132,27 @@ def test_a_reward_at_the_end_alone_is_learnt(predicted, kind):
     end = frames.terminated[1:]
     assert going_on[valid & end].max() < 0.5
     assert going_on[valid & ~end].min() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "steps", "score"),
+    [
+        ("dreamer/cartpole", 20_000, 400),
+        ("dreamer/position_only_cart_pole", 20_000, 0.9),
+        ("dreamer/repeat_previous_easy", 30_000, 0.8),
+        ("dreamer/memory_len", 30_000, 0.9),
+        ("dreamer/pendulum", 40_000, -300),
+    ],
+)
+def test_what_the_readme_says(preset, steps, score, tmp_path):
+    settings = {"run.dir": str(tmp_path / "run"), "total_steps": steps, "eval.episodes": 128}
+    run = ssmrl.train(preset, seeds=3, quiet=True, wandb="off", **settings)
+    assert run.summary["return_mean"] > score
+
+
+@pytest.mark.slow
+def test_what_will_be_asked_for_is_in_the_memory_alone(tmp_path):
+    settings = {"run.dir": str(tmp_path / "run"), "agent.inputs": ("z", "h")}
+    run = ssmrl.train("dreamer/repeat_previous_easy", quiet=True, wandb="off", **settings)
+    assert run.summary["return_mean"] < 0.3

@@ -163,7 +163,9 @@ def test_imagining_with_the_posterior_s_latents_is_observing(model):
     state, _ = model.observe(model.state, cut(model.frames, slice(C)))
     step = jax.jit(lambda *inputs: model.network.apply(model.variables, *inputs, method="step"))
     for t in range(C, T):
-        state, h, prior = jax.device_get(step(state, spaces.flatten(model.network.action_space, model.frames.action[t])))
+        state, h, prior = jax.device_get(
+            step(state, spaces.flatten(model.network.action_space, model.frames.action[t]))
+        )
         assert_close((h[T], prior[T, : prior.shape[-1] // 2]), (model.seen.h[t, T], model.seen.prior.mean[t, T]))
         state = state.replace(z=model.seen.z[t])
     assert_close(cut(state, T), cut(model.after, T))
