@@ -52,6 +52,7 @@ SMALL = {
     },
 }
 SMALL["planner"] = {**SMALL["dreamer"], "plan_horizon": 2, "plan_samples": 3, "plan_elites": 2, "plan_proposals": 1}
+SMALL["continual_dreamer"] = {**SMALL["dreamer"], "tasks": 1}
 TWICE = {"ppo": {"num_minibatches": 2, "epochs": 2}}
 
 
@@ -98,7 +99,12 @@ def make_agent(name, model="gru", noise=Noise(), **options):
     return agent(env=noise, env_params=noise.default_params, model=module, **{**SMALL[name], **options})
 
 
-@pytest.fixture(scope="module", params=AGENTS)
+DREAMERS = ("planner", "continual_dreamer")  # subclasses of Dreamer with tests of their own: minutes of compilation
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] if n in DREAMERS else []) for n in AGENTS]
+)
 def trained(request):
     """Two updates (of PPO with two minibatches and two epochs): agent, compiled update, and the three states."""
     agent = make_agent(request.param, "s5", **TWICE.get(request.param, {}))
