@@ -281,13 +281,13 @@ class Dreamer(WorldLearner):
         """The state that learning from ``batch`` begins with, and what of the batch is left to learn from."""
         if self.state_init == "stored":
             return start, batch
-        zero = jax.tree.map(jnp.zeros_like, start)
+        zero = self.world_model.initial_state((self.batch_size,))
         if self.state_init == "zero":
             return zero, batch
         first, rest = (
             jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(self.num_steps), slice(self.num_steps, None))
         )
-        warm = self.world_model.apply({"params": params}, zero, first, key, method="observe")[0]
+        warm = self.world_model.apply({"params": params}, zero, first, jax.random.fold_in(key, 1), method="observe")[0]
         return lax.stop_gradient(warm), rest
 
     def _rates(self, steps: jax.Array, updates: jax.Array) -> dict[str, jax.Array]:

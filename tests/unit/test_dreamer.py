@@ -354,3 +354,18 @@ def test_both_gradients_of_the_actor_agree_where_both_are_exact(learner):
         got = behave(learner, [False] * many, [0.5] * many, actor_gradient=kind, **options).gradient["actor"]
         np.testing.assert_allclose(-1e3 * np.asarray(got), exact, atol=0.02, err_msg=kind)
     assert np.abs(exact).max() > 0.1
+
+
+def test_imagination_is_trusted_until_its_error_or_the_last_known_frame(collected):
+    """Held-out environments are the first ones; what follows a new start is not held against the model."""
+    agent, state = collected.agent.replace(held_out=2, horizon=6, batch_size=16), collected.states[-1]
+    like, key = cut(state.learner.replay.frames, 0), jax.random.key(3)
+    like = like.replace(obs=like.obs.astype(jnp.int32), action=like.action.astype(jnp.int32))
+    batch = agent._replay(state.learner.replay, like, None, slice(2), jax.random.split(key, 3)[0])[0]
+    known = (np.cumsum(batch.reset[-6:], 0) == 0).any(-1)
+    known = int(np.cumprod(known).sum())
+    assert 1 < known < 6
+    measure = jax.jit(lambda error: agent.replace(horizon_error=error)._trusted_horizon(state.learner, like, None, key))
+    assert measure(1e9) == known
+    assert 1 <= measure(0.0) <= known
+    assert measure(-1.0) == 0

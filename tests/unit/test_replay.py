@@ -183,3 +183,30 @@ def test_small_integers_are_bytes_and_nothing_else_is_touched():
     assert wide.frames.obs.dtype == wide.frames.action.dtype == jnp.int32
     real = empty(kinds=(spaces.Box(0.0, 1.0, (2,)), spaces.Box(-1.0, 1.0, ())))
     assert real.frames.obs.dtype == jnp.int32, "what the frame itself has"
+
+
+def test_only_the_asked_for_environments_are_drawn():
+    ring, like = empty(n=4), frame_like(4)
+    frames, start = block(0)
+    wide = (
+        jax.tree.map(lambda x: jnp.concatenate([x, x], 1), frames),
+        jax.tree.map(lambda x: jnp.tile(x, 2).reshape(4, *x.shape[1:]), start),
+    )
+    for _ in range(3):
+        ring = replay.add(ring, *wide)
+    for envs, expected in ((slice(2, None), {2, 3}), (slice(1), {0}), (slice(None), {0, 1, 2, 3})):
+        place = replay.sample(ring, like, 1, 64, 0.0, jax.random.key(0), envs)[2]
+        assert set(np.asarray(place.env).tolist()) == expected
+
+
+def test_a_place_drawn_twice_keeps_the_last_of_both():
+    ring = empty()
+    for number in range(3):
+        ring = replay.add(ring, *block(number))
+    place = replay.Place(jnp.array([[0, 0, 1]]), jnp.array([1, 1, 0]))
+    states = {"memory": jnp.arange(6.0).reshape(1, 3, 2), "z": jnp.array([[7.0, 8.0, 9.0]])}
+    found = replay.refresh(ring, place, states, jnp.array([2.0, 3.0, 4.0]))
+    assert found.start["z"][1].tolist() == [ring.start["z"][1, 0], 8.0]
+    assert found.start["memory"][1, 1].tolist() == [2.0, 3.0]
+    assert found.start["z"][2].tolist() == [9.0, ring.start["z"][2, 1]]
+    assert (found.priority[0, 1], found.priority[1, 0]) == (3.0, 4.0)
