@@ -62,7 +62,12 @@ def read_class(node: ast.ClassDef, known: dict[str, ast.ClassDef]) -> tuple[dict
     Raises ``ValueError`` or ``NameError`` where they are no literals.
     """
     bases = [known[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in known]
-    return _merged([*(read_class(base, known) for base in bases), _own(node)])
+    own = _own(node)
+    targets = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+    plain = {target.id for target in targets if isinstance(target, ast.Name)}
+    inherited, requires = _merged([read_class(base, known) for base in bases])
+    kept = {name: field for name, field in inherited.items() if name not in plain}  # no longer a hyper-parameter
+    return _merged([(kept, requires), own])
 
 
 def find(module: str, name: str) -> Found:
