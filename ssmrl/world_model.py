@@ -136,7 +136,7 @@ class WorldModel(nn.Module):
                 carry, h = module.memory(carry, *part)
                 return carry, (h, carry)
 
-            memory, (h, carries) = _scan_time(advance)(self, state.memory, parts)
+            memory, (h, carries) = scan_time(advance)(self, state.memory, parts)
             h = h.reshape(-1, *h.shape[2:])
             after, states = WorldState(memory, z[-1]), WorldState(carries, z[chunk - 1 :: chunk])
         h = self.norm(h)
@@ -157,7 +157,7 @@ class WorldModel(nn.Module):
             z = _draw(module.make_latent(prior).sharp(), key, draw)
             return state.replace(z=z), (h, z, prior)
 
-        state, (h, z, prior) = _scan_time(step)(self, state, (actions, jax.random.split(key, actions.shape[0])))
+        state, (h, z, prior) = scan_time(step)(self, state, (actions, jax.random.split(key, actions.shape[0])))
         return state, Latents(h, z, self.make_latent(prior))
 
     def step(
@@ -186,7 +186,7 @@ class WorldModel(nn.Module):
 
     def predict(self, features: jax.Array) -> Predictions:
         """Decode features ``[..., D + Z]``."""
-        return Predictions(self.decoder(features), self.reward_head(features), self.continue_head(features)[..., 0])
+        return self.predict_outcome(features).replace(obs=self.decoder(features))
 
     def predict_outcome(self, features: jax.Array) -> Predictions:
         """As :meth:`predict`, without observations, whose ``obs`` is ``()``."""
@@ -227,7 +227,7 @@ class WorldModel(nn.Module):
 
         keys = jax.random.split(key, frames.reset.shape[0])
         xs = spaces.flatten(self.action_space, frames.action), frames.reset, embedding, keys
-        state, (h, z, prior, posterior, states) = _scan_time(step)(self, state, xs)
+        state, (h, z, prior, posterior, states) = scan_time(step)(self, state, xs)
         kept = jax.tree.map(lambda x: x[chunk - 1 :: chunk], states) if chunk else None
         return state, Latents(h, z, self.make_latent(prior), self.make_latent(posterior), kept)
 
@@ -241,5 +241,6 @@ def _draw(latent: Any, key: jax.Array, draw: Draw) -> jax.Array:
     return latent.mode() if draw == "mode" else latent.sample(key)
 
 
-def _scan_time(step: Any) -> Any:
+def scan_time(step: Any) -> Any:
+    """Scan ``step(module, carry, xs)`` over time inside a module, all steps with the same parameters."""
     return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})

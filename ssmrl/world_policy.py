@@ -13,11 +13,11 @@ from flax import struct
 from ssmrl import spaces
 from ssmrl.frames import Frames
 from ssmrl.nn import observations
-from ssmrl.nn.base import Carry
+from ssmrl.nn.base import Carry, flat_carry
 from ssmrl.nn.distributions import Distribution, make_distribution, num_parameters
 from ssmrl.nn.observations import Hidden, TwoHot
 from ssmrl.spaces import Box
-from ssmrl.world_model import Latents, Predictions, WorldModel, WorldState
+from ssmrl.world_model import Latents, Predictions, WorldModel, WorldState, scan_time
 
 _MIN_STD, _MAX_STD, _MAX_MEAN = 0.1, 1.0, 5.0  # of continuous actions before the squashing
 
@@ -27,7 +27,7 @@ class Dream(struct.PyTreeNode):
 
     inputs: jax.Array  # [H + 1, N, F]
     raw_action: Any  # [H, N, ...]
-    predictions: Predictions  # of the H steps that the actions lead to; obs is () unless asked for
+    predictions: Predictions  # of the H steps that the actions lead to, without observations
 
 
 class WorldActorCritic(nn.Module):
@@ -81,7 +81,7 @@ class WorldActorCritic(nn.Module):
                 carry, seen = module.world.observe(carry, one, jax.random.key(0), "mode")
                 return carry, module.read(seen.h[0], seen.z[0], carry.memory)
 
-            carry, inputs = _scan_time(step)(self, carry, frames)
+            carry, inputs = scan_time(step)(self, carry, frames)
         return carry, self.act(inputs), self.value(inputs)
 
     def read(self, h: jax.Array, z: jax.Array, memory: Carry) -> jax.Array:
@@ -125,20 +125,7 @@ class WorldActorCritic(nn.Module):
             return (state, h), (inputs, raw, h, state.z)
 
         keys = jax.random.split(key, horizon)
-        (state, h), (inputs, raw, hs, zs) = _scan_time(step)(self, (state, h), keys)
+        (state, h), (inputs, raw, hs, zs) = scan_time(step)(self, (state, h), keys)
         inputs = jnp.concatenate([inputs, self.read(h, state.z, state.memory)[None]])
         features = Latents(hs, zs, None).features
         return Dream(inputs, raw, self.world.predict_outcome(features))
-
-
-def flat_carry(memory: Carry, lead: tuple[int, ...]) -> jax.Array:
-    """All numbers of a carry, leaves ``[*lead, ...]``, as vectors ``[*lead, X]``."""
-    parts = []
-    for leaf in jax.tree.leaves(memory):
-        flat = leaf.reshape(*lead, -1)
-        parts += [flat.real, flat.imag] if jnp.iscomplexobj(flat) else [flat.astype(jnp.float32)]
-    return jnp.concatenate(parts, -1)
-
-
-def _scan_time(step: Any) -> Any:
-    return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssmrl import evaluation, plotting, results
+from ssmrl import evaluation, film, plotting, results
 from ssmrl.config import Config
 from ssmrl.fields import UserError
+from ssmrl.nn.base import flat_carry
 from ssmrl.probes import majority, probe
 from ssmrl.spaces import Box
 from ssmrl.world_evaluation import context_length, evaluate_world_model, record_episodes
@@ -87,13 +88,13 @@ def render(facts: Mapping[str, Any]) -> str:
     for name in shown:
         others = [facts.get(f"control/{name}" if c == "control" else f"{name}{c}") for c in columns]
         rows.append([name, _interval(facts, name), _number(facts.get(f"{name}/std")), *map(_number, others)])
-    text = [_align(rows)]
+    text = [film.lay_out(rows)]
     probed = [k.removeprefix("probe_").removesuffix("_majority") for k in names if k.endswith("_majority")]
     if probed:
         kinds = [k for k in ("h_linear", "h_mlp", "x_linear", "x_mlp") if f"probe_{probed[0]}_{k}" in facts]
         rows = [["probe", "majority", *(k.replace("_", " ") for k in kinds)]]
         rows += [[f, *(_number(facts.get(f"probe_{f}_{k}")) for k in ("majority", *kinds))] for f in probed]
-        text.append(_align(rows))
+        text.append(film.lay_out(rows))
     settings = f"{facts['seeds']} seed(s), {facts['episodes']:,} episodes each, {facts['env_steps']:,} frames trained"
     return "\n\n".join([f"{facts['env']}: {settings}", *text, f"plot: {facts['plot']} (and .csv)"])
 
@@ -172,7 +173,7 @@ def _probe_data(
     used, size = length // chunk * chunk, min(episodes, _BATCH)
     times = np.arange(chunk - 1, used, chunk)
     late = np.flatnonzero(times >= context)
-    width = jax.eval_shape(lambda: _flat(network.initial_state((1, 1)).memory)).shape[-1]
+    width = jax.eval_shape(lambda: flat_carry(network.initial_state((1, 1)).memory, (1, 1))).shape[-1]
     keep_carry = 0 < width <= _WIDEST
 
     def batch(key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -183,7 +184,7 @@ def _probe_data(
         seen = _apply(network, params, "observe", *inputs)[1]
         features = {"h": seen.h[times[late]]}
         if keep_carry:
-            features["x"] = _flat(seen.states.memory)[late]
+            features["x"] = flat_carry(seen.states.memory, (len(times), size))[late]
         return features, {k: v[times[late]] for k, v in recording.facts.items()}
 
     found = lax.map(batch, jax.random.split(key, -(-episodes // size)))
@@ -218,13 +219,6 @@ def _apply(network: WorldModel, params: Any, method: str, *args: Any) -> Any:
     return network.apply({"params": params}, *args, method=method)
 
 
-def _flat(carry: Any) -> jax.Array:
-    """A carry, leaves ``[M, E, ...]``, as float32 ``[M, E, D]``; complex numbers as two."""
-    leaves = [x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(carry)]
-    parts = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
-    return jnp.concatenate([part.astype(jnp.float32) for part in parts], -1) if parts else jnp.zeros((1, 1, 0))
-
-
 def _statistics(name: str, values: np.ndarray, errors: np.ndarray | None) -> dict[str, float]:
     """Mean, spread and interval of a metric ``[S]``; ``errors`` ``[S]`` are standard errors over episodes."""
     low, high = results.interval([values], lambda x, axis: x.mean(axis))
@@ -243,8 +237,3 @@ def _number(value: float | None) -> str:
 def _interval(facts: Mapping[str, Any], name: str) -> str:
     low, high = (_number(facts[f"{name}/{end}"]) for end in ("low", "high"))
     return _number(facts[name]) + (f" [{low}, {high}]" if low else "")
-
-
-def _align(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

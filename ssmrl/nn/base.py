@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 Carry = Any
@@ -28,3 +29,10 @@ class SequenceModel(nn.Module):
     def __call__(self, carry: Carry, x: jax.Array, reset: jax.Array) -> tuple[Carry, jax.Array]:
         """Consume ``x`` ``[T, *B, D]`` with bool ``reset`` ``[T, *B]``; return the carry and ``y`` ``[T, *B, D]``."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(carry, x, reset)")
+
+
+def flat_carry(carry: Carry, lead: tuple[int, ...]) -> jax.Array:
+    """All numbers of a carry, leaves ``[*lead, ...]``, as float32 ``[*lead, X]``; complex numbers as two."""
+    leaves = [x.reshape(*lead, -1) for x in jax.tree.leaves(carry)]
+    parts = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    return jnp.concatenate([part.astype(jnp.float32) for part in parts], -1) if parts else jnp.zeros((*lead, 0))

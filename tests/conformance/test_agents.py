@@ -32,24 +32,17 @@ SMALL = {
         "warmup": 0.0,
         "anneal": "none",
     },
-    "dreamer": {
-        "num_envs": 4,
-        "num_steps": 8,
-        "hidden": (8,),
-        "groups": 2,
-        "classes": 3,
-        "bins": 5,
-        "warmup": 0.0,
-        "anneal": "none",
-        "heads": (8,),
-        "prefill": 0,
-        "replay_size": 256,
-        "replay_ratio": 2,
-        "batch_size": 4,
-        "batch_length": 8,
-        "dream_every": 4,
-        "horizon": 3,
-    },
+}
+SMALL["dreamer"] = {
+    **SMALL["s4wm"],
+    "heads": (8,),
+    "prefill": 0,
+    "replay_size": 256,
+    "replay_ratio": 2,
+    "batch_size": 4,
+    "batch_length": 8,
+    "dream_every": 4,
+    "horizon": 3,
 }
 SMALL["planner"] = {**SMALL["dreamer"], "plan_horizon": 2, "plan_samples": 3, "plan_elites": 2, "plan_proposals": 1}
 SMALL["continual_dreamer"] = {**SMALL["dreamer"], "tasks": 1}

@@ -9,6 +9,7 @@ import pytest
 
 from ssmrl import nn, spaces
 from ssmrl.frames import Frames
+from ssmrl.nn.base import flat_carry
 from ssmrl.nn.distributions import make_distribution, num_parameters
 from ssmrl.policy import Policy
 from ssmrl.world_model import WorldModel, WorldState
@@ -233,3 +234,11 @@ def test_no_action_is_out_of_the_question():
     assert (std >= 0.0999).all()
     assert (std <= 1.0001).all()
     assert np.abs(dist.mean).max() <= 5.0
+
+
+def test_a_carry_is_flat_whatever_it_is_made_of():
+    carry = {"a": jnp.array([[1 + 2j, 3 - 4j]], jnp.complex64), "b": jnp.array([[5]], jnp.int32)}
+    flat = flat_carry(carry, (1,))
+    assert flat.dtype == jnp.float32
+    assert flat.tolist() == [[1, 3, 2, -4, 5]]
+    assert flat_carry((), (2, 3)).shape == (2, 3, 0)  # of a model without memory
