@@ -161,7 +161,7 @@ def test_a_population_is_its_members_alone(trained):
     assert not np.allclose(measured["loss"][0], measured["loss"][1])
     assert not jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b), first.params, second.params))
     start = states[0].params
-    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-6), still.params, start))
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, rtol=1e-6, atol=1e-6), still.params, start))
 
 
 @pytest.mark.parametrize(
