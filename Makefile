@@ -1,8 +1,6 @@
 # `make train` and `make test` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Twice as quick to compile as XLA's default code generator for CPUs, a quarter slower to run: for tests that run briefly.
-QUICK := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 
 .PHONY: train test lint test-slow bench clean
 
@@ -14,7 +12,7 @@ train: .venv/installed  ## learn two memory tasks on this machine; the second on
 	$(BIN)/ssmrl plot $${run}_medium_s5 $${run}_medium_gru --output $${run}_s5_and_gru.png
 
 test: .venv/installed-dev lint  ## every gate and every test
-	$(QUICK) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
