@@ -238,8 +238,7 @@ class _Batch:
         }
 
     def _reward_right(self, predictions: Predictions) -> jax.Array:
-        half = observations.symlog(jnp.float32(1)) / 2  # bins are averaged in symlog space
-        guess = observations.symlog(observations.two_hot_mean(predictions.reward[-1])) > half
+        guess = observations.two_hot_mean(predictions.reward[-1]) > 0.5
         return (guess == (self.query.frames.reward[-1] > 0.5)).astype(jnp.float32)
 
 

@@ -58,7 +58,8 @@ class Categorical(struct.PyTreeNode):
     def mix_uniform(self, share: jax.Array | float) -> "Categorical":
         """The same with ``share`` of the uniform distribution, below which no probability falls."""
         n = self.logits.shape[-1]
-        return Categorical(jnp.log((1 - share) * jax.nn.softmax(self.logits) + share / n))
+        # the sum of logarithms, since probabilities underflow
+        return Categorical(jnp.logaddexp(jax.nn.log_softmax(self.logits) + jnp.log1p(-share), jnp.log(share / n)))
 
 
 class MultiCategorical(struct.PyTreeNode):

@@ -135,7 +135,10 @@ def observation_mode(space: Space, outputs: jax.Array) -> jax.Array:
 
 
 class TwoHot(nn.Module):
-    """Logits over symlog-spaced bins of a scalar, as DreamerV3 predicts rewards and values; starts at 0."""
+    """Logits over the bins of a scalar, as DreamerV3 predicts rewards and values; starts at 0.
+
+    The far bins start as unlikely as they are far, squared, so that what is left of them is no noise in the mean.
+    """
 
     hidden: tuple[int, ...]
     bins: int
@@ -143,23 +146,33 @@ class TwoHot(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``[..., F]`` to logits ``[..., bins]``."""
-        return nn.Dense(self.bins, kernel_init=nn.initializers.zeros)(Hidden(self.hidden)(x))
+        unlikely = -2 * jnp.abs(jnp.linspace(-_RANGE, _RANGE, self.bins))
+        last = nn.Dense(self.bins, kernel_init=nn.initializers.zeros, bias_init=lambda *_: unlikely)
+        return last(Hidden(self.hidden)(x))
 
 
 def two_hot_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Cross-entropy of scalars ``[...]`` shared out between their two nearest bins, given ``[..., bins]`` logits."""
     bins = logits.shape[-1]
-    position = jnp.clip((symlog(target) / _RANGE + 1) / 2, 0, 1) * (bins - 1)
-    lower = jnp.clip(position.astype(jnp.int32), 0, bins - 2)
-    upper = position - lower
+    centers = _bins(bins)
+    position = (symlog(target) / _RANGE + 1) / 2 * (bins - 1)
+    lower = jnp.clip(position, 0, bins - 2).astype(jnp.int32)
+    upper = jnp.clip((target - centers[lower]) / (centers[lower + 1] - centers[lower]), 0, 1)
     weights = (1 - upper)[..., None] * jax.nn.one_hot(lower, bins) + upper[..., None] * jax.nn.one_hot(lower + 1, bins)
     return -(weights * jax.nn.log_softmax(logits)).sum(-1)
 
 
 def two_hot_mean(logits: jax.Array) -> jax.Array:
-    """The scalars ``[...]`` that logits ``[..., bins]`` stand for."""
-    centers = jnp.linspace(-_RANGE, _RANGE, logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
-    return symexp((jax.nn.softmax(logits) * centers).sum(-1))
+    """Expectations ``[...]`` of the scalars whose distributions have logits ``[..., bins]``."""
+    centers = _bins(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
+    weighted = jax.nn.softmax(logits) * centers
+    return (weighted + weighted[..., ::-1]).sum(-1) / 2  # in pairs, so that what is symmetric has the mean 0 exactly
+
+
+def _bins(count: int) -> jax.Array:
+    """Their centres, evenly spaced in symlog; distributions are over them, so that means are not squashed."""
+    centers = symexp(jnp.linspace(-_RANGE, _RANGE, count))
+    return (centers - centers[::-1]) / 2  # symmetric to the bit
 
 
 _RANGE = 10.0  # the bins reach from -symexp(10) to symexp(10), 22,000

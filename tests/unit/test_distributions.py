@@ -45,6 +45,22 @@ def test_categorical():
     assert distribution.to_env(samples) is samples
 
 
+def test_a_share_of_the_uniform_distribution():
+    share = jnp.array([0.1, 0.1, 0.0, 0.0])[:, None]
+    logits = jnp.array([[0.0, -1.0], [0.0, -200.0], [0.0, -1.0], [0.0, -200.0]])
+
+    def measure(logits):
+        mixed = Categorical(logits).mix_uniform(share)
+        return mixed.entropy().sum(), (jnp.exp(mixed.logits), mixed.log_prob(jnp.zeros(4, jnp.int32)))
+
+    gradient, (found, log_prob) = jax.jit(jax.grad(measure, has_aux=True))(logits)
+    p = np.exp(np.asarray(logits, np.float64))
+    p = np.asarray((1 - share) * p / p.sum(-1, keepdims=True) + share / 2)
+    np.testing.assert_allclose(found, p, 1e-5, 1e-30)
+    np.testing.assert_allclose(log_prob, np.log(p[:, 0]), 1e-5, 1e-6)
+    assert np.isfinite(gradient).all(), "probabilities that underflow"
+
+
 def test_multi_categorical():
     space = MultiDiscrete((3, 2, 4))
     logits = np.random.default_rng(0).normal(size=(5, num_parameters(space))).astype(np.float32)

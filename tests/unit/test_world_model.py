@@ -25,6 +25,7 @@ BACKBONES = {
     "none": {},
     "rssm": {},
 }
+KEY = jax.random.key(0)
 OBS, ACTIONS = spaces.Box(-10.0, 10.0, (3,)), spaces.Discrete(3)
 
 
@@ -37,7 +38,8 @@ def drawn(shapes):
 def make_network(backbone, space=OBS, latent="gaussian", **options):
     memory = nn.make_model("gru" if backbone == "rssm" else backbone, d_model=D, **BACKBONES[backbone])
     posterior = "rssm" if backbone == "rssm" else "obs"
-    sizes = {"groups": 2, "classes": 3, "hidden": (8,), "channels": 2, "bins": 5} | options
+    reads = backbone in ("gru", "rssm")
+    sizes = {"groups": 2, "classes": 3, "hidden": (8,), "channels": 2, "bins": 5, "read_reward": reads} | options
     return WorldModel(space, ACTIONS, memory, posterior=posterior, latent=latent, **sizes)
 
 
@@ -278,10 +280,11 @@ def test_what_a_dense_layer_makes_of_latents():
 def test_two_hot_by_hand_and_its_mean_inverts():
     values = np.array([-300.0, -1.5, 0, 0.3, 1, 7, 1e4], np.float32)
     squashed = np.sign(values) * np.log(1 + np.abs(values))
-    place = (squashed + 10) / 20 * 8  # on 9 bins, 2.5 apart
-    lower = np.floor(place).astype(int)
+    bins = np.sign(np.linspace(-10, 10, 9)) * np.expm1(np.abs(np.linspace(-10, 10, 9)))
+    lower = np.searchsorted(bins, values, side="right") - 1
+    upper = (values - bins[lower]) / (bins[lower + 1] - bins[lower])
     weights = np.zeros((7, 9))
-    weights[np.arange(7), lower], weights[np.arange(7), lower + 1] = 1 - (place - lower), place - lower
+    weights[np.arange(7), lower], weights[np.arange(7), lower + 1] = 1 - upper, upper
     logits = np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32)
     expected = -(weights * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(-1)
     beyond = np.array([-1e12, 1e12], np.float32)
@@ -289,7 +292,7 @@ def test_two_hot_by_hand_and_its_mean_inverts():
     @jax.jit
     def run():
         loss, far = observations.two_hot_loss(logits, values), observations.two_hot_loss(logits[:2], beyond)
-        mean = observations.two_hot_mean(np.log(weights + 1e-12).astype(np.float32))
+        mean = observations.two_hot_mean(np.log(weights + 1e-30).astype(np.float32))
         return loss, far, mean, observations.symlog(values), observations.symexp(observations.symlog(values))
 
     loss, far, mean, symlog, again = jax.device_get(run())
@@ -298,6 +301,39 @@ def test_two_hot_by_hand_and_its_mean_inverts():
     np.testing.assert_allclose(mean, values, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(symlog, squashed, rtol=1e-5)
     np.testing.assert_allclose(again, values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bins", [81, 255])
+def test_two_hot_learns_the_expectation_of_what_is_random(bins):
+    """Least cross-entropy with coins and dice: their means, not the mean of their logarithms; 0 before learning."""
+    outcomes = jnp.array([[0.0, 100.0], [-1.0, 10.0], [-3.0, 3.0], [47.0, 1e4]])
+    chances = jnp.array([[0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.25, 0.75]])
+
+    @jax.jit
+    def learn(logits):
+        def loss(logits):
+            return (chances * observations.two_hot_loss(logits[:, None].repeat(2, 1), outcomes)).sum()
+
+        return jax.lax.fori_loop(0, 3000, lambda _, x: x - jax.grad(loss)(x), logits)
+
+    assert observations.two_hot_mean(jnp.zeros(bins)) == 0
+    found = observations.two_hot_mean(learn(jnp.zeros((4, bins))))
+    np.testing.assert_allclose(found, (outcomes * chances).sum(-1), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_rewards_are_read_with_their_observation_if_asked_and_never_where_an_episode_starts(reads):
+    reset = np.zeros((T, 2), bool)
+    reset[[0, 3]] = True
+    network, frames = make_network("gru", read_reward=reads), random_frames(0, reset)
+    variables = {"params": parameters(network, frames)}
+    observe = jax.jit(lambda f: network.apply(variables, network.initial_state((2,)), f, KEY, "mode", method="observe"))
+    alone, latent = np.arange(T) == 2, observe(frames)[1]
+    louder = observe(frames.replace(reward=frames.reward + 3.0 * alone[:, None]))[1]
+    assert np.any(louder.posterior.mean != latent.posterior.mean, (1, 2)).tolist() == (alone & reads).tolist()
+    assert_close(louder.h[:3], latent.h[:3])  # what is not acted on yet
+    at_start = observe(frames.replace(reward=frames.reward + 3.0 * reset))[1]
+    assert_close(at_start, latent)
 
 
 @pytest.mark.parametrize("side", [40, 64])
