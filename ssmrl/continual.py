@@ -5,7 +5,8 @@ Legend: K tasks, E size of an embedding, R features of a task. For every array t
 .. math:: \theta_k = \theta_0 + \sum_r f_r(k)\, W_r
 
 with ``theta_0`` as initialised and never changed. With ``heads`` f is one-hot, so that tasks share nothing. With
-``hyper`` it is ``tanh`` of an affine map of a learned embedding, of unit length: W is the hypernetwork's last layer.
+``hyper`` it is ``tanh`` of an affine map of a learned embedding: W is the hypernetwork's last layer. Either way the sum
+of abs(f) is 1, so that a step of Adam, which moves every W alike, moves theta by its step size, whatever R is.
 That hypernetwork forgets, unless what it makes for earlier tasks is held to what it was (von Oswald et al. 2020,
 equation 2, "Continual learning with hypernetworks"; for world models Huang et al. 2021, HyperCRL).
 """
@@ -64,6 +65,6 @@ def _weigh(source: Source, task: jax.Array) -> Any:
         if not source["hyper"]:
             return w[task]
         f = jnp.tanh(source["hyper"]["embedding"][task] @ source["hyper"]["map"][:-1] + source["hyper"]["map"][-1])
-        return jnp.tensordot(f / jnp.linalg.norm(f), w, 1)
+        return jnp.tensordot(f / jnp.abs(f).sum(), w, 1)
 
     return jax.tree.map(one, source["weights"])

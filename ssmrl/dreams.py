@@ -98,7 +98,7 @@ def _frames(policy: Policy, episodes: Sequence[Episode], length: int) -> Frames:
     actions = columns([jax.tree.map(lambda *rows: pad(rows), none, *e.actions) for e in episodes])
     start = jnp.zeros((length, len(episodes)), bool).at[0].set(True)
     reward = columns([pad([0.0, *e.rewards]) for e in episodes])
-    return Frames(obs, actions, reward, start, jnp.zeros_like(start))
+    return Frames(obs, actions, reward * policy.reward_scale, start, jnp.zeros_like(start))
 
 
 def _dream(policy: Policy, frames: Frames, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -221,6 +221,13 @@ class Track:
         real = self.real[start : start + self.length]
         return real, self.dreamt[j, : len(real)]
 
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest value of the picture, with a margin: a dream that is nearly right has to look so."""
+        shown = [self.real, *(self.window(j)[1] for j in range(len(self.dreamt)))]
+        low, high = self.span or (float(min(x.min() for x in shown)), float(max(x.max() for x in shown)))
+        margin = max(0.2 * (high - low), 0.01 * max(-low, high), 0.05)
+        return low - margin, high + margin
+
 
 def _elements(d: Dreams, space: Any) -> list[Track]:
     real, dreamt = d.obs.reshape(len(d.obs), -1), d.dreamt_obs.reshape(*d.going_on.shape, -1)
@@ -240,9 +247,7 @@ def _pictures(canvas: Canvas, left: int, env: Any, space: Any, d: Dreams, t: int
 def _curve(canvas: Canvas, x: float, y: float, width: float, height: float, track: Track, j: int, k: int) -> None:
     """Draw dream ``j`` as dots, pale after its step ``k``, and reality as a line up to there."""
     real, dreamt = track.window(j)
-    low, high = track.span or (float(track.real.min()), float(track.real.max()))
-    margin = max(0.2 * (high - low), 1e-3)
-    low, high, bottom = low - margin, high + margin, y + height - 8
+    (low, high), bottom = track.scale(), y + height - 8
 
     def at(i: int, value: float) -> tuple[float, float]:
         share = min(max((value - low) / (high - low), 0.0), 1.0)

@@ -16,8 +16,11 @@ def adam(max_grad_norm: Any, epsilon: Any) -> optax.GradientTransformation:
 
 
 def annealed(schedule: Schedule, rate: Any, to: Any, updates: jax.Array, total: Any) -> jax.Array:
-    """The learning rate after ``updates`` of ``total``: from ``rate`` to ``to * rate``, float32."""
-    progress = jnp.minimum(updates / jnp.maximum(total, 1.0), 1.0)
+    """The learning rate after ``updates`` of ``total``: from ``rate`` to ``to * rate``, float32.
+
+    A ``total`` of 0 is not known, as of an agent that nobody set it for, and there is no schedule.
+    """
+    progress = jnp.where(total > 0, jnp.minimum(updates / jnp.maximum(total, 1.0), 1.0), 0.0)
     match schedule:
         case "linear":
             left = 1 - progress

@@ -46,6 +46,7 @@ class WorldLearner(struct.PyTreeNode):
     hidden: tuple[int, ...] = hp((128,), "widths of the hidden layers of encoder, decoder and heads")
     channels: int = hp(32, "channels of the encoder's first convolution, of pictures", ge=1)
     bins: int = hp(81, "bins of the reward head; few would blur rewards below 1", ge=3)
+    read_reward: bool = hp(False, "the latent is of observation and reward: where only rewards tell of the task")
     total_updates: float = struct.field(default=0.0)  # the schedule's length, set by the trainer from total_steps
 
     requires: ClassVar[dict[str, str]] = {"hidden != ()": "the heads have hidden layers"}
@@ -65,6 +66,7 @@ class WorldLearner(struct.PyTreeNode):
             hidden=self.hidden,
             channels=self.channels,
             bins=self.bins,
+            read_reward=self.read_reward,
         )
 
     def world_loss(

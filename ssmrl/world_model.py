@@ -64,7 +64,8 @@ class Predictions(struct.PyTreeNode):
 class WorldModel(nn.Module):
     """Encoder, posterior, memory, prior, decoder, reward head and continue head, around any sequence model.
 
-    With ``posterior="rssm"`` the posterior sees ``h_t`` too (Hafner et al. 2019), and ``observe`` runs step by step.
+    With ``posterior="rssm"`` the posterior sees ``h_t`` too (Hafner et al. 2019), and ``observe`` runs step by step;
+    with ``read_reward`` it sees the reward that came with the observation, which is then a part of what is imagined.
     Raises ``ValueError`` for observations that it cannot decode.
     """
 
@@ -79,6 +80,7 @@ class WorldModel(nn.Module):
     hidden: tuple[int, ...] = (128,)
     channels: int = 32
     bins: int = 81
+    read_reward: bool = False
 
     def setup(self) -> None:
         """Make the parts."""
@@ -114,6 +116,9 @@ class WorldModel(nn.Module):
         if chunk and frames.reset.shape[0] % chunk:
             raise ValueError(f"chunk must divide the number of frames {frames.reset.shape[0]}: got {chunk}")
         embedding = self.encoder(frames.obs)
+        if self.read_reward:
+            reward = jnp.where(frames.reset, 0.0, observations.symlog(frames.reward))
+            embedding = jnp.concatenate([embedding, reward[..., None]], -1)
         if self.posterior == "rssm":
             return self._observe_stepwise(state, frames, embedding, key, draw, chunk)
         posterior = self.make_latent(self.posterior_head(embedding))

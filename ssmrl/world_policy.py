@@ -67,7 +67,7 @@ class WorldActorCritic(nn.Module):
     def __call__(
         self, carry: WorldState, obs: Any, reset: jax.Array, prev_action: Any, prev_reward: jax.Array
     ) -> tuple[WorldState, Distribution, jax.Array]:
-        """See ``ActorCritic``; rewards are predicted, but not read."""
+        """See ``ActorCritic``; rewards are read by a world model with ``read_reward``."""
         frames = Frames(obs, prev_action, prev_reward, reset, jnp.zeros_like(reset))
         if self.is_initializing():  # acting needs no decoder and no heads
             self.world.loss(carry, frames, jax.random.key(0))

@@ -80,11 +80,12 @@ class ContinualDreamer(Dreamer):
         self._check_tasks()
         key, key_source = jax.random.split(key)
         state = super().init(key)
-        made = {}
-        for name, group in _grouped(state.learner.params).items():
+        made, groups = {}, _grouped(state.learner.params)
+        keys = jax.random.split(key_source, len(groups))
+        for (name, group), key_group in zip(groups.items(), keys, strict=True):
             parts = () if self.adapter == "none" else self.parts if name == "world" else (name,)
             width = self.features if self.adapter == "hyper" else 0
-            made[name] = continual.create(group, parts, self.tasks, width, key_source)
+            made[name] = continual.create(group, parts, self.tasks, width, key_group)
         source, start = ({k: v[i] for k, v in made.items()} for i in range(2))
         learner = ContinualLearner(
             **{**vars(state.learner), "opt_state": {k: self.adam().init(v) for k, v in source.items()}},
@@ -95,6 +96,10 @@ class ContinualDreamer(Dreamer):
             late=jnp.zeros((2, self.tasks)),
         )
         return self._begin_task(state.replace(learner=learner), jnp.int32(0))
+
+    def policy(self, state: State) -> Policy:
+        """The policy as it stands for the last task, which is the environment's own."""
+        return self._policy_of(state.learner, jnp.int32(self.tasks - 1))
 
     def update(self, state: State) -> tuple[State, Metrics]:
         """See :class:`Dreamer`. The metric ``drift`` is :func:`ssmrl.continual.drift`, since the task began."""
@@ -126,7 +131,7 @@ class ContinualDreamer(Dreamer):
         def measure(xs: tuple) -> jax.Array:
             number, env_params, key = xs
             key_open, key_record = jax.random.split(key)
-            policy = Policy(self._generate(learner, number), None, self.reward_scale, self.network)
+            policy = self._policy_of(learner, number)
             stream = frames.open_stream(self.env, env_params, episodes, key_open, policy)
             found = frames.record(self.env, env_params, stream, length + 1, key_record, policy)[1]
             first = jnp.cumsum(found.reset, 0) == 1
@@ -166,6 +171,12 @@ class ContinualDreamer(Dreamer):
         learner: Any = state.learner
         return jax.tree.map(lambda x: x[learner.task], self.task_params)
 
+    def _acting(self, state: State) -> Policy:
+        return super().policy(state)
+
+    def _policy_of(self, learner: Any, task: jax.Array) -> Policy:
+        return Policy(self._generate(learner, task), None, self.reward_scale, self.network)
+
     def _generate(self, learner: Any, task: jax.Array) -> Any:
         groups = {k: continual.generate(learner.source[k], learner.start[k], task) for k in learner.source}
         return {k: v if k == "world" else v[k] for k, v in groups.items()}
@@ -186,7 +197,7 @@ class ContinualDreamer(Dreamer):
         )
         key, key_stream = jax.random.split(state.key)
         state = state.replace(learner=learner, key=key, episode=jnp.zeros_like(state.episode))
-        stream = frames.open_stream(self.env, self._environment(state), self.num_envs, key_stream, self.policy(state))
+        stream = frames.open_stream(self.env, self._environment(state), self.num_envs, key_stream, self._acting(state))
         return state.replace(stream=stream)
 
     def _move(self, learner: Any, gradients: Any, rates: dict[str, jax.Array]) -> Any:

@@ -16,6 +16,7 @@ from flax import struct
 from jax import lax
 
 from ssmrl import frames, replay, spaces
+from ssmrl.envs.trials import Trials
 from ssmrl.frames import Frames, Stream
 from ssmrl.nn import observations
 from ssmrl.policy import Policy, RunningStats
@@ -102,12 +103,14 @@ class Dreamer(WorldLearner):
     requires: ClassVar[dict[str, str]] = {
         "batch_length % num_steps == 0": "a replayed sequence is made of blocks",
         "num_steps % dream_every == 0": "imagination starts at the same frames of every block",
-        "replay_ratio * num_envs * num_steps % (batch_size * batch_length) == 0": "gradient steps are whole",
+        "replay_ratio * (num_envs - held_out) * num_steps % (batch_size * batch_length) == 0": (
+            "gradient steps are whole"
+        ),
         "replay_size >= num_envs * batch_length": "the replay holds a sequence of every environment",
         "state_init != 'burn_in' or batch_length > num_steps": "something is left to learn from after the first block",
         "inputs != ()": "a policy reads something",
         "held_out < num_envs": "something is left to learn from",
-        "held_out == 0 or horizon < batch_length": "imagination is compared with what follows a context",
+        "held_out == 0 or horizon + num_steps <= batch_length": "imagination is compared with what follows a block",
     }
 
     @property
@@ -118,7 +121,8 @@ class Dreamer(WorldLearner):
     @property
     def gradient_steps(self) -> int:
         """Gradient steps that one update makes."""
-        return self.replay_ratio * self.steps_per_update // (self.batch_size * self.batch_length)
+        replayed = self.steps_per_update - self.held_out * self.num_steps
+        return self.replay_ratio * replayed // (self.batch_size * self.batch_length)
 
     @property
     def network(self) -> WorldActorCritic:
@@ -126,7 +130,11 @@ class Dreamer(WorldLearner):
         return WorldActorCritic(self.world_model, self.inputs, self.heads, self.actor_unimix, self.bins)
 
     def init(self, key: jax.Array) -> State:
-        """Initialise parameters, environments and an empty replay; ``key`` is consumed."""
+        """Initialise parameters, environments and an empty replay; ``key`` is consumed.
+
+        Raises ``ValueError`` for settings with which nothing could be learned.
+        """
+        self._check_learnable()
         key, key_stream, key_params = jax.random.split(key, 3)
         obs_space = self.env.observation_space(self.env_params)
         normalizes = self.normalize_obs and isinstance(obs_space, spaces.Box) and not spaces.is_image(obs_space)
@@ -170,7 +178,7 @@ class Dreamer(WorldLearner):
         key, key_record, key_learn = jax.random.split(state.key, 3)
         before = state.stream.carry.memory
         stream, block, _ = frames.record(
-            self.env, self._environment(state), state.stream, self.num_steps, key_record, self.policy(state)
+            self.env, self._environment(state), state.stream, self.num_steps, key_record, self._acting(state)
         )
         episode, metrics = _episodes(state.episode, block, stream.frame.reset)
         learner = state.learner.replace(replay=replay.add(state.learner.replay, block, before))
@@ -186,8 +194,9 @@ class Dreamer(WorldLearner):
             learner, measured = lax.scan(step, learner, keys[:-1])
             measured = jax.tree.map(lambda x: x.mean(0), measured)
             if self.held_out:
-                trusted = self._trusted_horizon(learner, block, obs_stats, keys[-1])
-                learner = learner.replace(horizon=optax.incremental_update(trusted, learner.horizon, self.horizon_rate))
+                trusted, ring = self._trusted_horizon(learner, block, obs_stats, keys[-1])
+                horizon = optax.incremental_update(trusted, learner.horizon, self.horizon_rate)
+                learner = learner.replace(horizon=horizon, replay=ring)
                 measured["trusted_horizon"] = learner.horizon
             return learner, measured
 
@@ -195,8 +204,7 @@ class Dreamer(WorldLearner):
             shapes = jax.eval_shape(learn, learner)[1]
             return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        needed = -(-max(self.prefill, self.num_envs * self.batch_length) // self.steps_per_update)
-        begun = learner.replay.size >= min(needed, learner.replay.capacity)
+        begun = learner.replay.size >= self._blocks_before_learning
         learner, learned = lax.cond(begun, learn, wait, learner)
         state = State(learner, obs_stats, stream, episode, key, state.updates + 1)
         return state, metrics | learned
@@ -212,7 +220,6 @@ class Dreamer(WorldLearner):
         gradient, (terms, _, seen, metrics) = jax.grad(self.world_loss, has_aux=True)(
             params["world"], start, batch, key_model, self.dream_every
         )
-        metrics |= {"grad_norm": optax.tree.norm(gradient), "learning_rate": rates["world"]}
         seen, each = lax.stop_gradient(seen), self.num_steps // self.dream_every
         ends = jax.tree.map(lambda x: x[each - 1 :: each], seen.states)
         error = (terms["obs"] + terms["reward"] + terms["dyn"]).mean(0)
@@ -222,6 +229,8 @@ class Dreamer(WorldLearner):
             behaviour, learner, seen, batch.terminated, key_dream
         )
         gradients["world"] = gradient
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rates["world"]} | more
+        metrics["loss"] += more["actor_loss"] + more["critic_loss"]
         learner = self._move(learner, gradients, rates)
         learner = learner.replace(
             slow_critic=optax.incremental_update(learner.params["critic"], learner.slow_critic, self.slow_rate),
@@ -229,12 +238,38 @@ class Dreamer(WorldLearner):
             replay=replay.refresh(learner.replay, place, ends, error),
             steps=learner.steps + 1,
         )
-        return learner, metrics | more
+        return learner, metrics
+
+    @property
+    def _blocks_before_learning(self) -> int:
+        """Updates, each of which collects a block, until there is enough to replay."""
+        wanted = -(-max(self.prefill, self.num_envs * self.batch_length) // self.steps_per_update)
+        return min(wanted, self.replay_size // self.steps_per_update)
+
+    def _check_learnable(self) -> None:
+        if isinstance(self.env, Trials) and not self.read_reward:
+            raise ValueError(
+                "in trials it is rewards that tell of the task, and a world model does not read them by itself: "
+                f"got trials of {self.env.name}; use agent.read_reward=true"
+            )
+        if self.inputs == ("x",) and not jax.tree.leaves(self.model.initialize_carry(())):
+            raise ValueError("a policy reads something: got agent.inputs=[x] of a model without memory; add z or h")
+        planned, first = self.total_updates, self._blocks_before_learning
+        if isinstance(planned, float) and 0 < planned < first:
+            raise ValueError(
+                f"learning begins when prefill and num_envs * batch_length frames are collected, after "
+                f"{first * self.steps_per_update:,} steps: got total_steps of about "
+                f"{int(planned) * self.steps_per_update:,}; use agent.prefill={self.prefill // 10} or more steps"
+            )
 
     def _environment(self, state: State) -> Any:
         """``EnvParams`` of the environments that frames are from."""
         del state
         return self.env_params
+
+    def _acting(self, state: State) -> Policy:
+        """The policy that collects them."""
+        return self.policy(state)
 
     def _move(self, learner: Learner, gradients: dict[str, Any], rates: dict[str, jax.Array]) -> Learner:
         """Move the parameters against their gradients."""
@@ -256,18 +291,25 @@ class Dreamer(WorldLearner):
 
     def _trusted_horizon(
         self, learner: Learner, like: Frames, obs_stats: RunningStats | None, key: jax.Array
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Replay]:
         """For how many steps open-loop imagination of held-out frames is about as good as that of the first step.
 
         That is while the loss of observations and rewards exceeds the first step's by less than ``horizon_error``.
+        Imagination starts after as many blocks as leave ``horizon`` frames to compare with. These are observed anew,
+        as those learned from are, and the stored states renewed: returns the replay too.
         """
         key_sample, key_observe, key_imagine = jax.random.split(key, 3)
-        batch, start, _ = self._replay(learner.replay, like, obs_stats, slice(self.held_out), key_sample)
-        model, params = self.world_model, {"params": learner.params["world"]}
-        past, future = (
-            jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(-self.horizon), slice(-self.horizon, None))
-        )
-        state, _ = model.apply(params, start, past, key_observe, method="observe")
+        ring, model, params = learner.replay, self.world_model, {"params": learner.params["world"]}
+        batch, start, place = self._replay(ring, like, obs_stats, slice(self.held_out), key_sample)
+        if self.state_init != "stored":  # a burn-in is no more than context here
+            start = model.initial_state((self.batch_size,))
+        observed: Any = model.apply(params, start, batch, key_observe, chunk=self.num_steps, method="observe")
+        states = observed[1].states
+        ring = replay.refresh(ring, place, states, ring.priority[place.blocks[0], place.env])
+        blocks = (self.batch_length - self.horizon) // self.num_steps
+        begin = blocks * self.num_steps
+        state = jax.tree.map(lambda x: x[blocks - 1], states)
+        future = jax.tree.map(lambda x: x[begin : begin + self.horizon], batch)
         dream: Any = model.apply(params, state, future.action, key_imagine, method="imagine")[1]
         found: Any = model.apply(params, dream.features, method="predict")
         loss = observations.observation_loss(model.observation_space, found.obs, future.obs)
@@ -275,7 +317,7 @@ class Dreamer(WorldLearner):
         known = jnp.cumsum(future.reset, 0) == 0  # another episode cannot be foreseen
         loss = (loss * known).sum(-1) / jnp.maximum(known.sum(-1), 1)
         trusted = (loss - loss[0] <= self.horizon_error) & known.any(-1)
-        return jnp.cumprod(trusted).sum().astype(jnp.float32)
+        return jnp.cumprod(trusted).sum().astype(jnp.float32), ring
 
     def _begin(self, params: Any, start: WorldState, batch: Frames, key: jax.Array) -> tuple[WorldState, Frames]:
         """The state that learning from ``batch`` begins with, and what of the batch is left to learn from."""

@@ -30,6 +30,7 @@ class Planner(Dreamer):
 
     requires: ClassVar[dict[str, str]] = {
         "plan_elites <= plan_samples": "the best plans are some of those drawn",
+        "held_out == 0": "plans have plan_horizon steps, however far imagination is trusted",
     }
 
     def policy(self, state: State) -> Policy:

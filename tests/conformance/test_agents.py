@@ -122,6 +122,18 @@ def test_two_updates(trained):
     assert all(jax.tree.leaves(moved)), f"parameters that do not learn: {moved}"
 
 
+def test_parameters_that_are_lost_show_in_the_loss_or_its_gradient(trained):
+    """Whichever they are: that is how a run notices that it diverged."""
+    for part in trained.states[2].params:
+
+        def lose(path, x, part=part):
+            keys = {getattr(k, "key", getattr(k, "name", None)) for k in path}
+            return x * jnp.nan if {"params", part} <= keys else x
+
+        _, measured = trained.update(jax.tree_util.tree_map_with_path(lose, trained.states[2]))
+        assert not np.isfinite(measured["loss"] + measured["grad_norm"]), part
+
+
 def test_the_state_is_strongly_typed_and_keeps_its_types(trained):
     states = trained.states
     kinds = [jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), s) for s in states]

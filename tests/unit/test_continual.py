@@ -136,6 +136,23 @@ def test_shared_parts_are_learned_from_the_first_task_alone(runs):
     assert moved[2:] == [0, 0, 0, 0]
 
 
+def test_each_network_has_embeddings_of_its_own(runs):
+    embeddings = [v["hyper"]["embedding"] for v in runs[0].states[0].learner.source.values()]
+    assert len(embeddings) == 3
+    for one, other in itertools.combinations(embeddings, 2):
+        assert not np.isclose(one, other).any()
+
+
+def test_the_policy_is_for_the_environments_own_task_and_frames_are_collected_by_that_of_the_task_learned(runs):
+    run = runs[0]
+    for state in run.states[:5]:
+        own, last = (run.agent._generate(state.learner, jnp.int32(k)) for k in (int(state.learner.task), TASKS - 1))
+        for got, want in ((run.agent._acting(state), own), (run.agent.policy(state), last)):
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got.params, want)
+        differ = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), own, last)
+        assert (max(jax.tree.leaves(differ)) > 1e-3) == (state is not run.states[0])
+
+
 # What depends on the task
 
 
@@ -153,7 +170,7 @@ def by_hand(source, start, task):
     """The parameters of the head, in plain numpy."""
     embedding, affine = (np.asarray(source["hyper"][k], np.float64) for k in ("embedding", "map"))
     f = np.tanh(embedding[task] @ affine[:-1] + affine[-1])
-    f /= np.sqrt((f**2).sum())
+    f /= np.abs(f).sum()
     return {
         k: np.asarray(start["head"][k], np.float64) + sum(f[r] * np.asarray(w)[r] for r in range(len(f)))
         for k, w in source["weights"]["head"].items()
@@ -179,6 +196,19 @@ def test_a_hypernetwork_makes_parameters_from_an_embedding():
             np.testing.assert_allclose(made[k]["head"][name], x, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(made[k]["memory"]["kernel"], source["shared"]["memory"]["kernel"])
     assert np.abs(made[0]["head"]["kernel"] - made[1]["head"]["kernel"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("features", [0, 4, 64])
+def test_a_step_of_adam_moves_the_parameters_of_a_task_by_its_size(features):
+    """Its first step, which follows the gradient's sign: whatever they are made of, and of how much."""
+    source, start = continual.create(PARAMS, ("head",), TASKS, features, jax.random.key(0))
+
+    def make(source):
+        return continual.generate(source, start, jnp.int32(1))["head"]["kernel"]
+
+    gradient = jax.grad(lambda s: make(s).sum())(source)
+    moved = jax.tree.map(lambda x, g: x - 0.125 * jnp.sign(g), source, gradient)
+    np.testing.assert_allclose(make(moved), PARAMS["head"]["kernel"] - 0.125, rtol=1e-5)
 
 
 def test_drift_is_the_mean_squared_distance_of_what_is_made_for_earlier_tasks():
@@ -213,7 +243,7 @@ def test_holding_on_to_what_was_made_keeps_the_earlier_task_while_a_new_one_is_l
         def step(_, s):
             return jax.tree.map(lambda x, g: x - 0.02 * g, s, jax.grad(loss)(s))
 
-        return jax.lax.fori_loop(0, 500, step, source)
+        return jax.lax.fori_loop(0, 2000, step, source)
 
     source = descend(source, source, 0)
     assert error(source, 0) < 1e-2

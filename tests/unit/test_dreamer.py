@@ -1,6 +1,7 @@
 """Dreamer: what it collects, from which states it learns, and the loss of actor and critic by hand."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from ssmrl import nn, spaces
+from ssmrl import envs, nn, spaces
 from ssmrl.agents.dreamer import Dreamer, Learner
 from ssmrl.envs import Environment, EnvParams, EnvState
 from ssmrl.nn import observations
@@ -166,6 +167,17 @@ def test_stored_states_are_those_of_a_model_that_saw_the_episode(collected):
     assert np.abs(stored[-1].memory[0] if isinstance(stored[-1].memory, tuple) else stored[-1].memory).max() > 0.01
 
 
+def test_settings_with_which_nothing_is_learned_are_refused(collected):
+    agent, trials = collected.agent, envs.make("meta/Bandit")[0]
+    for options, message in (
+        ({"env": trials, "env_params": trials.default_params}, "use agent.read_reward=true"),
+        ({"inputs": ("x",), "model": nn.make_model("none", d_model=8)}, "add z or h"),
+        ({"total_updates": 2.0}, f"after {C * T * N} steps: got total_steps of about {2 * T * N}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            agent.replace(**options).init(jax.random.key(0))
+
+
 # The loss of actor and critic, around a world that can be computed by hand
 
 
@@ -206,9 +218,10 @@ class Line:
             x = x + params["world"]["push"] * (dist.flatten(raws[-1]) @ self.PUSH)
             rewards.append(x)
         inputs.append(jnp.stack([x, jnp.ones_like(x)], -1))
-        logits = 2 * jnp.arctanh(observations.symlog(jnp.stack(rewards)) / 10)
-        going_on = jnp.broadcast_to(params["world"]["going_on"][:horizon, None], logits.shape)
-        reward = jnp.stack([jnp.zeros_like(logits), logits], -1)  # of two bins, whose mean is x
+        half = jnp.arctanh(jnp.stack(rewards) / np.float32(BINS[3]))
+        going_on = jnp.broadcast_to(params["world"]["going_on"][:horizon, None], half.shape)
+        never = jnp.full_like(half, -30.0)
+        reward = jnp.stack([never, -half, never, half, never], -1)  # of bins 1 and 3 of five, with the mean x
         return Dream(jnp.stack(inputs), jnp.stack(raws), Predictions((), reward, jnp.log(going_on / (1 - going_on))))
 
 
@@ -239,8 +252,9 @@ def learner():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     world = {"push": jnp.float32(1.0), "going_on": jnp.array([0.9, 0.5, 0.7])}
-    params = {"world": world, "actor": draw(2, 3), "critic": 0.3 * draw(2, 5)}
-    slow, returns = 0.3 * draw(2, 5), jnp.array([-2.0, 3.0])
+    likely = jnp.array([[0.0] * 5, [-16.0, -4.0, 0.0, -4.0, -16.0]])  # values of some units, so that rewards matter
+    params = {"world": world, "actor": draw(2, 3), "critic": 0.3 * draw(2, 5) + likely}
+    slow, returns = 0.3 * draw(2, 5) + likely, jnp.array([-2.0, 3.0])
     return Learner(params, slow, {}, returns, horizon=jnp.float32(3), replay=None, steps=jnp.int32(7))
 
 
@@ -248,14 +262,12 @@ def softmax(x):
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
-def symlog(x):
-    return np.sign(x) * np.log1p(np.abs(x))
+BINS = np.array([-np.expm1(10), -np.expm1(5), 0, np.expm1(5), np.expm1(10)])  # evenly spaced in symlog
 
 
 def two_hot(target):
-    """Shares of scalars ``[...]`` in five bins at -10, -5, 0, 5 and 10 of their symlog."""
-    bins = np.linspace(-10, 10, 5)
-    return np.maximum(0, 1 - np.abs(symlog(np.asarray(target))[..., None] - bins) / 5)
+    """Shares of scalars ``[...]`` in the two of five bins that they lie between."""
+    return np.stack([np.interp(target, BINS, bin) for bin in np.eye(5)], -1)
 
 
 @pytest.mark.parametrize("trusted", [3, 2])
@@ -267,8 +279,7 @@ def test_the_loss_by_hand(learner, trusted):
     dream = Line().dream(learner.params, WorldState((), jnp.array(x)[:, None]), None, H, jax.random.key(3))
     actions, inputs = np.asarray(dream.raw_action), np.asarray(dream.inputs)
     assert len(np.unique(actions)) > 1
-    bins = np.linspace(-10, 10, 5)
-    mean = lambda logits: (lambda v: np.sign(v) * np.expm1(np.abs(v)))((softmax(logits) * bins).sum(-1))  # noqa: E731
+    mean = lambda logits: (softmax(logits) * BINS).sum(-1)  # noqa: E731
     targets, weights = np.zeros((H, 2)), np.zeros((H, 2))
     for n in range(2):
         position, rewards = x[n], []
@@ -356,16 +367,78 @@ def test_both_gradients_of_the_actor_agree_where_both_are_exact(learner):
     assert np.abs(exact).max() > 0.1
 
 
-def test_imagination_is_trusted_until_its_error_or_the_last_known_frame(collected):
-    """Held-out environments are the first ones; what follows a new start is not held against the model."""
-    agent, state = collected.agent.replace(held_out=2, horizon=6, batch_size=16), collected.states[-1]
-    like, key = cut(state.learner.replay.frames, 0), jax.random.key(3)
+@pytest.fixture(scope="module")
+def trust(collected):
+    """How far imagination is trusted, by its error and the stored states; what was observed and imagined for that."""
+    state, spied = collected.states[-1], {}
+    like = cut(state.learner.replay.frames, 0)
     like = like.replace(obs=like.obs.astype(jnp.int32), action=like.action.astype(jnp.int32))
-    batch = agent._replay(state.learner.replay, like, None, slice(2), jax.random.split(key, 3)[0])[0]
-    known = (np.cumsum(batch.reset[-6:], 0) == 0).any(-1)
+
+    class Spy(type(collected.agent.world_model)):
+        def observe(self, *args, **options):
+            spied["observed"] = args[:2], super().observe(*args, **options)
+            return spied["observed"][1]
+
+        def imagine(self, *args, **options):
+            spied["imagined"] = args[:2]
+            return super().imagine(*args, **options)
+
+    class Watched(Still):
+        @property
+        def world_model(self):
+            return Spy(**{k: v for k, v in vars(super().world_model).items() if k in Spy.__dataclass_fields__})
+
+    agent = collected.agent.replace(held_out=2, horizon=6, batch_length=3 * T, batch_size=16)
+    agent = Watched(**{f.name: getattr(agent, f.name) for f in dataclasses.fields(agent)})
+
+    @functools.partial(jax.jit, static_argnames="state_init")
+    def measure(error=1e9, state_init="stored"):
+        own = agent.replace(horizon_error=error, state_init=state_init)
+        return *own._trusted_horizon(state.learner, like, None, jax.random.key(3)), spied
+
+    return measure
+
+
+def test_imagination_is_trusted_until_its_error_or_the_last_known_frame(trust):
+    """What follows a new start is not held against the model."""
+    horizon, _, spied = trust()
+    batch = spied["observed"][0][1]
+    known = (np.cumsum(batch.reset[T : T + 6], 0) == 0).any(-1)
     known = int(np.cumprod(known).sum())
     assert 1 < known < 6
-    measure = jax.jit(lambda error: agent.replace(horizon_error=error)._trusted_horizon(state.learner, like, None, key))
-    assert measure(1e9) == known
-    assert 1 <= measure(0.0) <= known
-    assert measure(-1.0) == 0
+    assert horizon == known
+    assert 1 <= trust(0.0)[0] <= known
+    assert trust(-1.0)[0] == 0
+
+
+@pytest.mark.parametrize("state_init", ["stored", "zero", "burn_in"])
+def test_trust_is_measured_after_what_the_model_makes_of_held_out_frames_now(collected, trust, state_init):
+    """Held-out environments are the first ones. The states after their blocks are stored, and no others."""
+    before = collected.states[-1].learner.replay
+    _, ring, spied = trust(state_init=state_init)
+    ((start, batch), (_, seen)), (state, actions) = spied["observed"], spied["imagined"]
+    assert_close(state, cut(seen.states, 0), 0)
+    np.testing.assert_array_equal(actions, batch.action[T : T + 6])
+    assert any(x.any() for x in jax.tree.leaves(start)) == (state_init == "stored")
+
+    now, then, made = (
+        np.concatenate([x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(s)], -1)
+        for s in (ring.start, before.start, seen.states)
+    )
+    changed = (now != then).any(-1)
+    assert changed[:, :2].mean() > 0.5
+    assert not changed[:, 2:].any()
+    assert (now[changed][:, None] == made.reshape(-1, made.shape[-1])).all(-1).any(1).all()
+    assert_close((ring.frames, ring.priority), (before.frames, before.priority), 0)
+
+
+def test_held_out_frames_are_not_counted_as_replayed(collected):
+    agent = collected.agent.replace(replay_ratio=4, batch_size=2)
+    assert [agent.replace(held_out=n).gradient_steps for n in (0, 2, 4)] == [6, 4, 2]
+
+
+@pytest.mark.parametrize("anneal", ["none", "linear", "cosine"])
+def test_the_learning_rate_stays_where_nobody_said_for_how_long_it_is(collected, anneal):
+    agent = collected.agent.replace(anneal=anneal)
+    assert agent.total_updates == 0
+    assert [float(agent.rate(2.0, jnp.int32(500), jnp.int32(n))) for n in (0, 1, 100)] == [2, 2, 2]

@@ -78,9 +78,12 @@ class Toy(nn.Module):
 
     def predict_outcome(self, features):
         reward, going_on = features[..., -2], features[..., -1]
-        place = (jnp.sign(reward) * jnp.log1p(jnp.abs(reward)) / 10 + 1) / 2 * (BINS - 1)
-        bins = jnp.arange(BINS).reshape((1,) * reward.ndim + (-1,))
-        return Predictions((), jnp.log(jnp.maximum(1 - jnp.abs(place[..., None] - bins), 1e-12)), going_on)
+        centers = np.linspace(-10, 10, BINS + 2) * (BINS + 1) / (BINS - 1)  # of the bins, and of one beyond each end
+        centers = np.float32(np.sign(centers) * np.expm1(np.abs(centers)))
+        centers = centers.reshape((1,) * reward.ndim + (-1,))
+        beyond, gaps = reward[..., None] - centers, np.diff(centers)
+        share = jnp.minimum(beyond[..., :-2] / gaps[..., :-1], -beyond[..., 2:] / gaps[..., 1:])
+        return Predictions((), jnp.log(jnp.maximum(share, 1e-30)), going_on)
 
 
 class Positions(WorldActorCritic):
@@ -328,3 +331,8 @@ def test_the_agent_collects_by_planning_with_its_own_world_model(env, model, opt
 def test_more_elites_than_plans_are_refused():
     with pytest.raises(ConfigError, match="plan_samples=4: the best plans are some of those drawn"):
         resolve([], {"env": "gymnax/CartPole-v1", "agent": "planner", "agent.plan_samples": 4})
+
+
+def test_a_horizon_that_is_followed_is_refused_as_plans_would_not_keep_to_it():
+    with pytest.raises(ConfigError, match="held_out=2: plans have plan_horizon steps"):
+        resolve([], {"env": "gymnax/CartPole-v1", "agent": "planner", "agent.held_out": 2})
