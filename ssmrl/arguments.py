@@ -75,7 +75,7 @@ def read_arguments(name: str, command: Command, argv: Sequence[str]) -> Argument
         else:
             value = value if equals else rest.pop(0)
             if field:
-                _read_option(arguments, field, value)
+                _read_option(arguments, field, f"{'--' * dashed}{key}", value)
             else:
                 arguments.settings[key] = value
     if not arguments.help:
@@ -101,11 +101,12 @@ def _unknown_option(name: str, command: Command, key: str, fields: Mapping[str, 
     return f"unknown option '{key}': {hint}(ssmrl {name} --help)"
 
 
-def _read_option(arguments: Arguments, field: Field, value: str) -> None:
+def _read_option(arguments: Arguments, field: Field, name: str, value: str) -> None:
+    """``name`` is what was typed for the field's."""
     try:
         arguments.options[field.name] = validate(field, parse(value, field.type))
     except ValueError as error:
-        arguments.errors.append(f"--{field.name}={value}: {error}")
+        arguments.errors.append(f"{name}={value}: {error}")
 
 
 def help_text(name: str, command: Command, arguments: Arguments) -> str:

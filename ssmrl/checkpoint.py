@@ -109,6 +109,16 @@ def check_files(path: Path, manifest: dict[str, Any]) -> None:
             raise CheckpointError(f"{path} is corrupted: {name} does not have the checksum in its manifest")
 
 
+def intact(folder: Path) -> list[Path]:
+    """The checkpoints in a folder whose files are as their manifests say, oldest first."""
+    found = []
+    for path in available(folder):
+        with contextlib.suppress(CheckpointError):
+            check_files(path, read_manifest(path))
+            found.append(path)
+    return found
+
+
 def prune(folder: Path, keep: int, score: str) -> None:
     """Delete all but the latest ``keep`` checkpoints and the one whose manifest has the highest ``score``."""
     paths = available(folder)

@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         if isinstance(error, UserError):
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+            for message in error.errors if isinstance(error, ConfigError) else [str(error)]:
+                print(f"error: {message}", file=sys.stderr)
             return 2
         first = (str(error).strip().splitlines() or [""])[0]
         print(f"error: {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)

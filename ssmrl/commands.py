@@ -23,8 +23,11 @@ _EXIT_CODES = {"done": 0, "interrupted": 130, "terminated": 143}
 def prepare_jax(platform: str = "auto", cache_dir: str | None = None) -> None:
     """Set the environment variables that jax reads when it is imported; the user's own stand unless overridden.
 
-    Raises ``UserError`` if ``platform`` is ``"gpu"`` and there is none.
+    Raises ``UserError`` if ``platform`` is ``"gpu"`` and there is none, and if they ask for double precision.
     """
+    x64 = os.environ.get("JAX_ENABLE_X64", "")
+    if x64.lower() in ("1", "on", "true", "t", "yes", "y"):  # as jax reads it
+        raise UserError(f"ssmrl computes in float32: JAX_ENABLE_X64={x64} is set; unset it")
     if platform == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     elif platform == "gpu":
@@ -144,9 +147,17 @@ def eval_(arguments: Arguments) -> int:
         chosen["env"] = registry.envs.find(chosen["env"]).name
     prepare_jax(cache_dir=saved.cache.dir if saved else None)
     from ssmrl import evaluation
+    from ssmrl.vector import MAX_STEPS
 
     measure = evaluation.evaluate_run if saved else evaluation.evaluate_exported
-    _print_facts(measure(path, **chosen), arguments)
+    facts = measure(path, **chosen)
+    _print_facts(facts, arguments)
+    if facts.get("episodes") == 0 and not arguments.options["quiet"]:
+        print(
+            f"note: no episode ended within {MAX_STEPS:,} steps, so that none has a return:"
+            " train with env.max_steps=1000, which cuts episodes off",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -190,6 +201,8 @@ def play(arguments: Arguments) -> int:
     errors = _output_errors(chosen["output"], kinds) if chosen["output"] else []
     if chosen["dream"] and saved and "posterior" not in saved.agent_parameters:
         errors.append(f"--dream: {path} has no world model, its agent is {saved.agent}; train one with agent=dreamer")
+    if chosen["dream_steps"] != 15 and not chosen["dream"]:
+        errors.append(f"--dream-steps={chosen['dream_steps']}: nothing is dreamt; add --dream, or leave it out")
     if chosen["text"] and chosen["output"] and Path(chosen["output"]).suffix != ".txt":
         errors.append(f"--text, --output={chosen['output']}: a table or a picture; leave one out")
     if saved is None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ssmrl.agents import num_updates, score_of
 from ssmrl.config import Config
+from ssmrl.vector import MAX_STEPS
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = {  # where an agent has it: its name here, and decimals
@@ -57,6 +58,12 @@ class Console:
             "device": ", ".join(str(d) for d in jax.devices()),
         }.items():
             self.rich.print(f"{name:>7}  {value}", markup=False, soft_wrap=True)
+        limit = env.longest_episode(agent.env_params)
+        if limit is None or limit > MAX_STEPS:
+            self.note(
+                f"{self.config.env} has no time limit, and an episode that does not end has no return:"
+                " env.max_steps=1000 cuts episodes off"
+            )
         self.rich.print("compiling ...", markup=False, soft_wrap=True)
 
     def compiled(self, seconds: float) -> None:
@@ -109,21 +116,27 @@ class Console:
         name, seeds = score_of(self.agent), summary["seeds"]
         of_seeds = [summary[f"{name}/seed_{i}"] for i in range(seeds)]
         spread = f" ± {np.std(of_seeds):.3f} over seeds" if seeds > 1 else ""
+        final = f"final {_label(name)} {summary[name]:.3f}{spread} ({summary['episodes']} episodes)"
+        if not summary["episodes"]:
+            final = f"no final return: no episode ended within {MAX_STEPS:,} steps, train with env.max_steps=1000"
         self.rich.print(
-            f"final {_label(name)} {summary[name]:.3f}{spread} ({summary['episodes']} episodes); trained"
-            f" {summary['env_steps']:,} steps in {summary['wall_s']:.1f} s after {summary['compile_s']:.1f} s of"
-            f" compilation ({summary['steps_per_s']:,.0f} steps/s)\ncurve: {sparkline(self.curve)}  {plot}\nnext:",
+            f"{final}; trained {summary['env_steps']:,} steps in {summary['wall_s']:.1f} s"
+            f" after {summary['compile_s']:.1f} s of compilation ({summary['steps_per_s']:,.0f} steps/s)\n"
+            f"curve: {sparkline(self.curve)}  {plot}\nnext:",
             markup=False,
             soft_wrap=True,
         )
         run = shlex.quote(str(self.dir))
-        look = ("eval", "play") if hasattr(self.agent, "policy") else ("worldmodel eval", "worldmodel imagine")
-        for command in (
-            f"ssmrl {look[0]} {run}",
-            f"ssmrl resume {run} total_steps={2 * self.config.total_steps}",
-            f"ssmrl {look[1]} {run}",
-        ):
-            self.rich.print(f"  {command}", markup=False, soft_wrap=True)
+        prefix, look = ("", "play") if hasattr(self.agent, "policy") else ("worldmodel ", "imagine")
+        commands = [
+            f"{prefix}eval {run}",
+            f"resume {run} total_steps={2 * self.config.total_steps}",
+            f"{prefix}{look} {run}",
+        ]
+        if not prefix and hasattr(self.agent, "world_model"):
+            commands.append(f"play {run} --dream")
+        for command in commands:
+            self.rich.print(f"  ssmrl {command}", markup=False, soft_wrap=True)
 
     def _end_live(self) -> None:
         if self.live is not None:

@@ -260,6 +260,12 @@ def find_checkpoint(run_dir: Path, step: str | int, score: str = SCORE) -> Path:
     raise UserError(f"{run_dir} has no checkpoint '{step}': use best, latest or one of {saved}")
 
 
+def check_precision() -> None:
+    """Raise ``UserError`` where jax computes in double precision, which agents and what is saved of them do not."""
+    if jnp.result_type(float) != jnp.float32:
+        raise UserError("ssmrl computes in float32: jax_enable_x64 is on; turn it off (unset JAX_ENABLE_X64)")
+
+
 def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy, Config, Path]:
     """One seed's policy, the configuration of its run, and the checkpoint that it is from."""
     config = read_config(run_dir)
@@ -271,12 +277,23 @@ def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy
 
 
 def restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:
-    """A run's agent, its state (leaves ``[seeds, ...]``) and the checkpoint that this is from."""
+    """A run's agent, its state (leaves ``[seeds, ...]``) and the checkpoint that this is from.
+
+    Raises :class:`~ssmrl.checkpoint.CheckpointError`, with the others that are intact, if that one is damaged.
+    """
+    check_precision()
     agent = make_agent(config)
     path = find_checkpoint(run_dir, step, score_of(agent))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.seeds))
     like = jax.eval_shape(jax.vmap(agent.init), keys)
-    return agent, checkpoint.restore(path, like), path
+    try:
+        return agent, checkpoint.restore(path, like), path
+    except checkpoint.CheckpointError as error:
+        intact = checkpoint.intact(run_dir / "checkpoints")
+        if path in intact:  # it is, and fits another configuration
+            raise
+        others = f"intact: --step={', '.join(str(int(p.name)) for p in intact)}" if intact else "no other is intact"
+        raise checkpoint.CheckpointError(f"{error}; {others}") from error
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

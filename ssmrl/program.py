@@ -16,7 +16,7 @@ from jax import lax
 
 from ssmrl.agents import make_agent
 from ssmrl.config import Config
-from ssmrl.evaluation import run_episodes
+from ssmrl.evaluation import check_precision, run_episodes
 from ssmrl.registry import UserError
 
 NEVER = 2**31 - 1  # the first bad update of a chunk without one
@@ -26,6 +26,7 @@ _BY_PLACE = "episode_return/"  # means over those updates in which such an episo
 
 def build_agent(config: Config) -> Any:
     """Make the agent; errors of the environment or the model become user errors."""
+    check_precision()
     try:
         return make_agent(config)
     except (ValueError, TypeError) as error:

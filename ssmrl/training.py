@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ssmrl import spaces
-from ssmrl.agents import make_agent, num_updates
+from ssmrl.agents import num_updates
 from ssmrl.config import Config, check_resumable, resolve, to_yaml
 from ssmrl.evaluation import read_config
 from ssmrl.program import NEVER, Program, build_agent
@@ -55,9 +55,9 @@ class Run:
 def make_train(config: Config) -> tuple[Callable, Callable]:
     """The experiment as two pure functions: ``init(key) -> state`` and ``step(state) -> (state, metrics)``.
 
-    Both can be jitted, scanned, sharded, and vmapped over seeds.
+    Both can be jitted, scanned, sharded, and vmapped over seeds. Raises ``UserError`` if the configuration cannot work.
     """
-    agent = make_agent(config)
+    agent = build_agent(config)
     return agent.init, agent.update
 
 
@@ -96,7 +96,7 @@ def resume(run_dir: str | Path, overrides: dict[str, Any] | None = None, *, quie
     if recorder.updates >= recorder.total and (run_dir / "eval" / "final.json").exists():
         raise UserError(
             f"{run_dir} is finished ({recorder.env_steps:,} steps): to go on, raise total_steps"
-            f" (ssmrl resume {run_dir} total_steps={2 * config.total_steps})"
+            f" (ssmrl resume {run_dir} total_steps={2 * recorder.env_steps})"
         )
     (run_dir / "config.yaml").write_text(to_yaml(config))
     return _only(_Loop(program, [(0, recorder, state)]).run())

@@ -106,9 +106,12 @@ class Trials(Wrapper):
         """Never: a trial has an end of its own."""
         return jnp.zeros_like(state.time, bool)
 
-    def longest_episode(self, params: Any) -> int:
-        """Steps after which a trial is over at the latest."""
-        by_episodes = self.episodes * self.env.longest_episode(params)
+    def longest_episode(self, params: Any) -> Any:
+        """Steps after which a trial is over at the latest; None if nothing limits it."""
+        limit = self.env.longest_episode(params)
+        if limit is None:
+            return self.steps or None
+        by_episodes = self.episodes * limit
         return min(self.steps or by_episodes, by_episodes or self.steps)
 
     def observation_space(self, params: Any) -> Space:

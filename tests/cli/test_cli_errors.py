@@ -12,7 +12,7 @@ import pytest
 
 from ssmrl import cli, config, registry
 from ssmrl.cli import main
-from ssmrl.config import resolve, to_flat, to_yaml
+from ssmrl.config import ConfigError, resolve, to_flat, to_yaml
 from ssmrl.registry import UserError
 
 
@@ -130,6 +130,10 @@ def test_the_three_ways_in_which_a_wandb_agent_passes_arguments(argv, capsys):
                 "unknown option 'foo': (ssmrl eval --help)",
             ],
         ),
+        (
+            ["play", "a", "--max-steps", "0", "--dream_steps=0", "fps=0"],
+            ["--max-steps=0: expected", "--dream_steps=0: expected", "fps=0: expected"],  # as typed
+        ),
         (["eval", "gone"], ["'gone' is no run: it has no config.yaml (ssmrl list runs)"]),
         (["plot"], ["ssmrl plot needs RUN ...: 0 given"]),
         (["compare", "--output=x.jpg", "nowhere"], ["'nowhere' is no run: it has no config.yaml"]),
@@ -237,6 +241,24 @@ def test_eval_and_plot_pass_their_options_on(training, capsys):
     ]
 
 
+def test_an_evaluation_of_episodes_without_an_end_says_so(training, capsys):
+    saved_run()
+    training.evaluate_run = lambda *_, **__: {"return_mean": float("nan"), "episodes": 0}
+    code, out, err = typed(capsys, "eval", "one")
+    assert (code, out.split()) == (0, ["return_mean", "nan", "episodes", "0"])
+    assert err == [
+        "note: no episode ended within 100,000 steps, so that none has a return:"
+        " train with env.max_steps=1000, which cuts episodes off"
+    ]
+    assert typed(capsys, "eval", "one", "--quiet")[2] == []
+
+
+def test_steps_of_a_dream_need_a_dream(capsys):
+    saved_run()
+    code, _, err = typed(capsys, "play", "one", "--dream-steps", "5")
+    assert (code, err) == (2, ["error: --dream-steps=5: nothing is dreamt; add --dream, or leave it out"])
+
+
 def test_sinks_are_checked_before_anything_is_made(training, capsys):
     code, _, err = typed(capsys, "train", "wandb=online")
     assert (code, training.calls) == (2, [])
@@ -246,12 +268,13 @@ def test_sinks_are_checked_before_anything_is_made(training, capsys):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (UserError("first\nsecond"), 2, ["error: first", "error: second"]),
+        (UserError("first\nsecond"), 2, ["error: first", "second"]),
+        (ConfigError(["one", "two"]), 2, ["error: one", "error: two"]),
         (RuntimeError("it broke\nat length"), 1, ["error: RuntimeError: it broke (--debug shows where)"]),
         (KeyboardInterrupt(), 130, []),
     ],
 )
-def test_failures_are_one_line_unless_debugging(error, code, line, training, capsys):
+def test_failures_are_one_error_each_unless_debugging(error, code, line, training, capsys):
     def fail(*args, **options):
         raise error
 
@@ -278,6 +301,16 @@ def test_the_users_own_jax_settings_stand(training, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     typed(capsys, "train", "seed=1")
     assert (os.environ["JAX_PLATFORMS"], os.environ["JAX_COMPILATION_CACHE_DIR"]) == ("cpu,cpu", "mine")
+
+
+@pytest.mark.parametrize("argv", [["train"], ["eval", "one"], ["record"]])
+def test_double_precision_is_refused(argv, training, monkeypatch, capsys):
+    saved_run()
+    monkeypatch.setenv("JAX_ENABLE_X64", "0")
+    assert typed(capsys, "train")[0] == 0
+    monkeypatch.setenv("JAX_ENABLE_X64", "True")
+    code, _, err = typed(capsys, *argv)
+    assert (code, err) == (2, ["error: ssmrl computes in float32: JAX_ENABLE_X64=True is set; unset it"])
 
 
 def test_a_gpu_that_is_not_there(monkeypatch, capsys):

@@ -180,7 +180,7 @@ def test_who_cannot_dream(run, capsys, monkeypatch):
     Path("ppo/config.yaml").write_text(to_yaml(resolve(["demo"])))
     monkeypatch.setattr("ssmrl.commands.prepare_jax", None)  # nothing comes this far
     code, _, err = typed(capsys, "ppo", "--dream", "--dream-steps=0", "--output=x.html")
-    assert (code, err.splitlines()[0].startswith("error: --dream_steps=0: ")) == (2, True)
+    assert (code, err.splitlines()[0].startswith("error: --dream-steps=0: ")) == (2, True)
     code, _, err = typed(capsys, "ppo", "--dream", "--output=x.html")
     assert (code, err.splitlines()) == (
         2,
@@ -236,8 +236,22 @@ def test_curves_meet_where_the_dream_is_right():
     area = slice(60, 100)
     ((red, _), (blue, _)) = (np.nonzero(abs(good[2][area].astype(int) - c).sum(-1) < 60) for c in (RED, BLUE))
     assert abs(red.mean() - blue.mean()) < 3
-    red = np.nonzero(abs(bad[2][area].astype(int) - RED).sum(-1) < 60)[0]
+    ((red, _), (blue, _)) = (np.nonzero(abs(bad[2][area].astype(int) - c).sum(-1) < 60) for c in (RED, BLUE))
     assert red.mean() > blue.mean() + 5  # lower in the picture
+
+
+@pytest.mark.parametrize(("real", "error"), [(0.0, 0.003), (200.0, 0.3)])
+def test_a_dream_that_is_nearly_right_looks_so(real, error):
+    d = made_up(np.full((5, 1), real), np.full((2, 3, 1), real + error))
+    frame = dreams.frames(Silent(spaces.Box(-500, 500, (1,))), None, "x", [d])[0][2][62:97]
+    (red, _), (blue, _) = (np.nonzero(abs(frame.astype(int) - c).sum(-1) < 60) for c in (RED, BLUE))
+    assert abs(red.mean() - blue.mean()) < 3
+
+
+def test_a_wrong_dream_of_what_never_changes_is_in_the_picture():
+    """So far as the episode lasts: here the second dream is shown up to its first step."""
+    track = dreams.Track("x", np.zeros(4), np.array([[0.0, 2.0, 5.0], [0.0, -1.0, 99.0]]))
+    assert track.scale() == pytest.approx((-2.2, 6.2))
 
 
 def test_wrong_tiles_are_framed():

@@ -1,5 +1,6 @@
 """The program from end to end: train, stop, kill, resume, evaluate, plot; and what it says when that cannot work."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,7 +18,10 @@ import pytest
 
 import ssmrl
 from ssmrl import checkpoint, config, evaluation, training
+from ssmrl.agents import make_agent
 from ssmrl.cli import main
+from ssmrl.console import Console
+from ssmrl.envs import Wrapper
 from ssmrl.evaluation import SCORE, load
 from ssmrl.registry import UserError
 
@@ -274,6 +278,7 @@ def test_a_finished_run_says_how_to_go_on(copy, capsys):
     code, _, err = typed(capsys, "resume", str(copy))
     assert code == 2, err
     assert "is finished (96 steps): to go on, raise total_steps" in err
+    assert "total_steps=192)" in typed(capsys, "resume", str(copy), "total_steps=40")[2], "twice what it has"
     code, _, err = typed(capsys, "resume", str(copy), f"total_steps={5 * PER_UPDATE}")
     assert code == 0, err
     assert [line["env_steps"] for line in lines(copy)] == [32, 64, 96, 128, 160]
@@ -306,6 +311,66 @@ def test_damaged_checkpoints_are_passed_over_and_removed(damage, short, copy, ca
     assert [int(p.name) for p in saved] == [32, 96]
     assert_same_state(checkpoint.restore(saved[-1], short.state), short.state)
     assert final(copy) == final(short.dir)
+
+
+@pytest.mark.parametrize("damage", [damage_state, damage_manifest])
+def test_a_damaged_checkpoint_is_not_measured_and_the_intact_ones_are_named(damage, copy, capsys):
+    first, second, third = checkpoint.available(copy / "checkpoints")
+    damage(second)
+    code, _, err = typed(capsys, "eval", str(copy), "--step=64")
+    assert (code, err.startswith(f"error: {second} ")) == (2, True), err
+    assert err.endswith("; intact: --step=32, 96\n")
+    damage(first)
+    damage(third)
+    with pytest.raises(checkpoint.CheckpointError, match=r"; no other is intact$"):
+        load(copy, "latest")
+
+
+def test_agents_do_not_compute_in_double_precision(short, tmp_path):
+    resolved = config.resolve([], TINY | {"run.dir": str(tmp_path / "run")})
+    with jax.enable_x64(True):
+        for use in (ssmrl.make_train, ssmrl.train, lambda _: load(short.dir), lambda _: training.resume(short.dir)):
+            with pytest.raises(UserError, match="computes in float32: jax_enable_x64 is on; turn it off"):
+                use(resolved)
+    assert not (tmp_path / "run").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Endless(Wrapper):
+    """Nothing limits its episodes."""
+
+    def longest_episode(self, params):
+        return None
+
+
+def shown(capsys, settings, *, endless=False, episodes=8):
+    """What the console prints of a run from its beginning to its end, line by line."""
+    resolved, names = config.resolve([], settings), ("return_mean", "return_mean/seed_0", "env_steps", "steps_per_s")
+    agent = make_agent(resolved)
+    agent = agent.replace(env=Endless(agent.env)) if endless else agent
+    with Console(Path("run"), resolved, agent, False, 9) as console:
+        console.done(
+            dict.fromkeys(names, 1) | {"seeds": 1, "episodes": episodes, "wall_s": 1, "compile_s": 1}, Path("x")
+        )
+    return capsys.readouterr().err.splitlines()
+
+
+def test_without_a_time_limit_the_console_says_what_would_do(capsys):
+    plain, endless = shown(capsys, TINY), shown(capsys, TINY, endless=True, episodes=0)
+    note, final = (line for line in endless if line not in plain)
+    assert note == (
+        "note: popgym/RepeatPreviousEasy has no time limit, and an episode that does not end has no return:"
+        " env.max_steps=1000 cuts episodes off"
+    )
+    assert final.startswith("no final return: no episode ended within 100,000 steps, train with env.max_steps=1000; tr")
+    assert any(line.startswith("final return 1.000 (8 episodes); trained 1 steps in 1.0 s") for line in plain)
+
+
+def test_what_to_type_next(capsys):
+    steps = config.resolve([], TINY).total_steps
+    commands = ["  ssmrl eval run", f"  ssmrl resume run total_steps={2 * steps}", "  ssmrl play run"]
+    assert shown(capsys, TINY)[-3:] == commands
+    assert shown(capsys, DREAMER)[-4:] == [*commands, "  ssmrl play run --dream"]
 
 
 def test_without_an_intact_checkpoint_it_starts_again(short, copy, capsys):

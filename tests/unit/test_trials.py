@@ -139,6 +139,8 @@ def test_rewards_of_the_warm_up_are_seen_and_do_not_count():
 def test_the_longest_trial():
     env, params = Safe(), SafeParams()
     assert [Trials(env, *n).longest_episode(params) for n in ((5, 0), (0, 7), (5, 7), (2, 7))] == [15, 7, 7, 6]
+    params = EnvState(jnp.int32(0))  # without a limit
+    assert [Trials(env, *n).longest_episode(params) for n in ((5, 0), (0, 7), (5, 7))] == [None, 7, 7]
     assert (
         envs.make("gymnax/Pendulum-v1", project_actions=3, max_steps=9, trial_episodes=4)[0].longest_episode(
             Projection(env=envs.make("gymnax/Pendulum-v1")[0], observations=0, actions=3).default_params
