@@ -84,10 +84,14 @@ def record_dataset(
 ) -> DataSet:
     """Record sequences as long as the longest episode of ``policy``, or of the environment's script.
 
-    Actions are random where there is neither. Raises ``UserError`` if the policy does not fit the environment.
+    Actions are random where there is neither. Raises ``UserError`` if the policy does not fit the environment, or if
+    episodes have no time limit.
     """
     env, env_params = envs.make(name, **parameters)
-    size, frames = min(sequences, _BATCH), env.longest_episode(env_params) + 1
+    longest = env.longest_episode(env_params)
+    if longest is None:
+        raise UserError(f"sequences are whole episodes: {name} has no time limit; use env.max_steps=1000")
+    size, frames = min(sequences, _BATCH), longest + 1
     if policy is not None:
         check_spaces(policy, env, env_params)
 
@@ -173,8 +177,8 @@ def load_for(path: str | Path, env: Any, env_params: Any, key: str = "agent.data
         raise UserError(f"{key}={path}: its environment cannot be made here ({error}); record it again") from error
     shapes = {k: tuple(leaf.shape) for k, leaf in _leaves(frame_shapes(env, env_params)).items()}
     recorded = {k: tuple(array.shape[2:]) for k, array in data.arrays.items()}
-    length = env.longest_episode(env_params) + 1
-    if (own, own.longest_episode(own_params) + 1, shapes) != (env, length, recorded) or data.length != length:
+    longest = env.longest_episode(env_params)
+    if (own, own.longest_episode(own_params), shapes) != (env, longest, recorded) or data.length != longest + 1:
         own_settings = "".join(f" env.{k}={show(v)}" for k, v in parameters.items() if v != defaults[k])
         raise UserError(
             f"{key}={path}: it was recorded in {name}{own_settings}, not in the environment of this run; record "

@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,13 @@ def test_sequences_are_whole_episodes_of_the_script(data):
     np.testing.assert_array_equal(arrays["obs"][0], arrays["obs"][-1])  # and is told the cue
     assert (arrays["obs"][1:-1] >= 4).all()
     assert len(np.unique(arrays["obs"])) > 3
+
+
+def test_episodes_without_an_end_are_not_recorded(monkeypatch):
+    endless = SimpleNamespace(longest_episode=lambda params: None)
+    monkeypatch.setattr(envs, "make", lambda name, **_: (endless, None))
+    with pytest.raises(UserError, match="my/Endless has no time limit; use env.max_steps=1000"):
+        datasets.record_dataset("my/Endless", {}, 2)
 
 
 def test_a_file_is_what_was_recorded(data, path):
