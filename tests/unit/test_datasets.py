@@ -60,7 +60,7 @@ def test_sequences_are_whole_episodes_of_the_script(data):
 def test_episodes_without_an_end_are_not_recorded(monkeypatch):
     endless = SimpleNamespace(longest_episode=lambda params: None)
     monkeypatch.setattr(envs, "make", lambda name, **_: (endless, None))
-    with pytest.raises(UserError, match="my/Endless has no time limit; use env.max_steps=1000"):
+    with pytest.raises(UserError, match=r"my/Endless has no time limit; use env\.max_steps=1000"):
         datasets.record_dataset("my/Endless", {}, 2)
 
 
