@@ -22,7 +22,7 @@ class Replay(struct.PyTreeNode):
 
     frames: Frames  # [C, T, N, ...]
     start: Any  # state before each block's first frame, [C, N, ...]
-    priority: jax.Array  # [C, N], of sequences that start with the block
+    priority: jax.Array  # [C, N], of sequences that start with the block; inf: not measured yet
     head: jax.Array  # int32: the block that is written next
     size: jax.Array  # int32: blocks that are filled
 
@@ -52,20 +52,19 @@ def create(frame: Frames, state: Any, capacity: int, length: int, spaces: tuple[
     )
     frames = jax.tree.map(lambda x: jnp.zeros((capacity, length, *x.shape), x.dtype), like)
     start = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), state)
-    return Replay(frames, start, jnp.zeros((capacity, num_envs)), jnp.int32(0), jnp.int32(0))
+    return Replay(frames, start, jnp.full((capacity, num_envs), jnp.inf), jnp.int32(0), jnp.int32(0))
 
 
 def add(replay: Replay, frames: Frames, start: Any) -> Replay:
     """Write a block over the oldest one: frames ``[T, N, ...]`` and the states before them ``[N, ...]``.
 
-    Its priority is the highest that there is, so that new frames are soon seen.
+    Its priority is not known until it is measured.
     """
     put = lambda ring, block: ring.at[replay.head].set(block.astype(ring.dtype))  # noqa: E731
-    highest = jnp.where(replay.size > 0, replay.priority.max(), 1.0)
     return Replay(
         jax.tree.map(put, replay.frames, frames),
         jax.tree.map(put, replay.start, start),
-        replay.priority.at[replay.head].set(highest),
+        replay.priority.at[replay.head].set(jnp.inf),
         (replay.head + 1) % replay.capacity,
         jnp.minimum(replay.size + 1, replay.capacity),
     )
@@ -77,13 +76,17 @@ def sample(
     """Draw ``count`` sequences of ``blocks`` blocks from ``envs``; ``key`` is consumed.
 
     The chance of a sequence is its priority to the power of ``exponent`` (0: all alike; Schaul et al. 2016, equation
-    1). ``like`` has the frames' own types. There must be ``blocks`` blocks. Returns frames
-    ``[k T, b, ...]``, the states before them ``[b, ...]`` and their place.
+    1); one that is not measured has the highest that was, so that new frames are soon seen. ``like`` has the frames'
+    own types. There must be ``blocks`` blocks. Returns frames ``[k T, b, ...]``, the states before them ``[b, ...]``
+    and their place.
     """
     C, N = replay.priority.shape
     oldest_first = (replay.head - replay.size + jnp.arange(C)) % C
     begins = replay.size - blocks + 1  # so many of these have enough blocks after them
-    weight = jnp.maximum(replay.priority[oldest_first, envs], 1e-6) ** exponent
+    priority = replay.priority[oldest_first, envs]
+    measured = jnp.isfinite(priority)
+    priority = jnp.where(measured, priority, jnp.where(measured, priority, 0.0).max())
+    weight = jnp.maximum(priority, 1e-6) ** exponent
     mass = jnp.cumsum(jnp.where(jnp.arange(C)[:, None] < begins, weight, 0.0).ravel())
     drawn = jnp.searchsorted(mass, mass[-1] * jax.random.uniform(key, (count,)), side="right")
     drawn = jnp.minimum(drawn, begins * weight.shape[1] - 1)  # sums are rounded: keep off what has no mass

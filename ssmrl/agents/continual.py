@@ -191,7 +191,7 @@ class ContinualDreamer(Dreamer):
             opt_state={k: self.adam().init(v) for k, v in learner.source.items()},
             returns=jnp.zeros(2),
             horizon=jnp.float32(self.horizon),
-            replay=ring.replace(priority=jnp.zeros_like(ring.priority), head=jnp.int32(0), size=jnp.int32(0)),
+            replay=ring.replace(priority=jnp.full_like(ring.priority, jnp.inf), head=jnp.int32(0), size=jnp.int32(0)),
             steps=jnp.int32(0),  # learning rates rise anew
             before=learner.source,
         )
