@@ -52,7 +52,7 @@ def create(frame: Frames, state: Any, capacity: int, length: int, spaces: tuple[
     )
     frames = jax.tree.map(lambda x: jnp.zeros((capacity, length, *x.shape), x.dtype), like)
     start = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), state)
-    return Replay(frames, start, jnp.full((capacity, num_envs), jnp.inf), jnp.int32(0), jnp.int32(0))
+    return Replay(frames, start, jnp.full((capacity, num_envs), jnp.inf, jnp.float32), jnp.int32(0), jnp.int32(0))
 
 
 def add(replay: Replay, frames: Frames, start: Any) -> Replay:

@@ -94,7 +94,7 @@ def probes():
     @jax.vmap
     def run(params):
         agent = make_agent(Probe(), gamma=0.5, gae_lambda=0.9, inputs=("obs",)).replace(env_params=params)
-        state, metrics = train(agent, 80)
+        state, metrics = train(agent, 160)
         dist, value = look(agent, state, first_and_second)
         return value, jnp.exp(jax.nn.log_softmax(dist.logits)), metrics["return_mean"][-1]
 
@@ -110,7 +110,7 @@ def test_a_value_depends_on_the_observation(probes):
 
 
 def test_credit_goes_back_in_time_with_discount(probes):
-    np.testing.assert_allclose(probes[0][2], [0.5, 0.5, 1, 1], atol=0.1)
+    np.testing.assert_allclose(probes[0][2], [0.5, 0.5, 1, 1], atol=0.05)
 
 
 def test_actions_follow_the_reward(probes):
@@ -163,14 +163,17 @@ class Cue(Environment):
         return self.observe(state), state, reward, terminated, {}
 
 
-def remember(model, present, updates=150, learning_rate=1e-2):
-    """Train on cues without telling where an episode starts: only the reset can. Returns agent, state and score."""
+def remember(model, present):
+    """Train on cues without telling where an episode starts: only the reset can. Returns agent, state and score.
+
+    At a rate at which all of 12 seeds solve it: at 1e-2 one in ten collapses.
+    """
     options = {"num_envs": 32, "num_steps": 20, "gamma": 0.9, "entropy_coef": 0.01, "inputs": ("obs",)}
-    agent = make_agent(Cue(), model, learning_rate=learning_rate, **options)
+    agent = make_agent(Cue(), model, learning_rate=3e-3, **options)
 
     @jax.jit
     def run(present):
-        return train(agent.replace(env_params=CueParams(present=present)), updates)
+        return train(agent.replace(env_params=CueParams(present=present)), 200)
 
     state, metrics = run(jnp.float32(present))
     return agent, state, float(metrics["return_mean"][-10:].mean())
@@ -178,8 +181,7 @@ def remember(model, present, updates=150, learning_rate=1e-2):
 
 @pytest.mark.parametrize("model", ["s5", "gru"])
 def test_memory_recalls_a_cue(model):
-    # at a rate at which all of 12 seeds solve it: at 1e-2 one in ten collapses
-    assert remember(model, 1.0, updates=200, learning_rate=3e-3)[2] > 0.9
+    assert remember(model, 1.0)[2] > 0.9
 
 
 def test_without_memory_a_cue_is_a_guess():
@@ -209,7 +211,7 @@ def test_a_trained_memory_does_not_leak_into_the_next_episode():
     np.testing.assert_array_equal(after[0], after[1])  # whatever there was before
     np.testing.assert_array_equal(after.argmax(-1), [0, 0, 0])
     leaked, _ = recall(carry, False, nothing)
-    assert np.abs(leaked[0] - leaked[1]).max() > 0.02, "leaking would not have mattered"
+    assert np.abs(leaked[:2] - after[:2]).max() > 0.3, "leaking would not have mattered"
 
 
 @dataclasses.dataclass(frozen=True)
