@@ -256,10 +256,10 @@ class Dreamer(WorldLearner):
             raise ValueError("a policy reads something: got agent.inputs=[x] of a model without memory; add z or h")
         planned, first = self.total_updates, self._blocks_before_learning
         if isinstance(planned, float) and 0 < planned < first:
+            planned, first = int(planned) * self.steps_per_update, first * self.steps_per_update
             raise ValueError(
-                f"learning begins when prefill and num_envs * batch_length frames are collected, after "
-                f"{first * self.steps_per_update:,} steps: got total_steps of about "
-                f"{int(planned) * self.steps_per_update:,}; use agent.prefill={self.prefill // 10} or more steps"
+                "learning begins when prefill and num_envs * batch_length frames are collected, "
+                f"after {first:,} steps: got {planned:,} steps in all; use total_steps={2 * first}"
             )
 
     def _environment(self, state: State) -> Any:

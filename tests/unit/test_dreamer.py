@@ -172,7 +172,10 @@ def test_settings_with_which_nothing_is_learned_are_refused(collected):
     for options, message in (
         ({"env": trials, "env_params": trials.default_params}, "use agent.read_reward=true"),
         ({"inputs": ("x",), "model": nn.make_model("none", d_model=8)}, "add z or h"),
-        ({"total_updates": 2.0}, f"after {C * T * N} steps: got total_steps of about {2 * T * N}"),
+        (
+            {"total_updates": 2.0},
+            f"after {C * T * N} steps: got {2 * T * N} steps in all; use total_steps={2 * C * T * N}",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             agent.replace(**options).init(jax.random.key(0))
