@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,38 @@ def restore(path: Path, like: Any) -> Any:
 
     Raises :class:`CheckpointError` if it is torn or corrupted, or if its arrays are not those of ``like``.
     """
-    import orbax.checkpoint as ocp
-
     manifest = read_manifest(path)
-    check_files(path, manifest)
     expected = {name: _describe(leaf) for name, leaf in _leaves(like)}
     if expected != manifest["tree"]:
-        raise CheckpointError(f"{path} does not fit this configuration: {_difference(manifest['tree'], expected)}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore((path / "state").absolute())
+        difference = _difference(manifest["tree"], expected)
+        remedy = "Use `ssmrl resume`, which keeps the saved configuration, or set the same model and agent keys"
+        raise CheckpointError(f"{path} does not fit this configuration: {difference}. {remedy}")
+    arrays = _read(path, manifest)
     leaves = [
         _from_numpy(arrays[name], manifest["keys"].get(name)) if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in _leaves(like)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def restore_parts(path: Path, state: Any, parts: Sequence[str]) -> Any:
+    """Return ``state`` with what the checkpoint at ``path`` has under ``parts`` of its tree; the rest stays.
+
+    Leaves are ``[seeds, ...]``; of a checkpoint of one seed, each seed of ``state`` gets the same. Raises
+    :class:`CheckpointError` if it is torn or corrupted, or if these leaves are not those of ``state``.
+    """
+    within = tuple(f"{part}/" for part in parts)
+    manifest = read_manifest(path)
+    saved = {name: what for name, what in manifest["tree"].items() if name.startswith(within)}
+    expected = {name: _describe(leaf) for name, leaf in _leaves(state) if name.startswith(within)}
+    of_one_seed = {name: [[1, *shape[1:]], dtype] for name, (shape, dtype) in expected.items()}
+    if saved not in (expected, of_one_seed):
+        difference = _difference(saved, expected)
+        remedy = "it needs the same model and agent keys, and as many seeds, or one"
+        raise CheckpointError(f"{path} does not fit this configuration: {difference}; {remedy}")
+    arrays = _read(path, manifest)
+    leaves = [jnp.broadcast_to(arrays[name], leaf.shape) if name in expected else leaf for name, leaf in _leaves(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def available(folder: Path) -> list[Path]:
@@ -145,6 +163,16 @@ def best_of(folder: Path, score: str) -> Path | None:
     return max(scored)[1] if scored else max(readable, default=None)
 
 
+def _read(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by their paths in its tree."""
+    import orbax.checkpoint as ocp
+
+    check_files(path, manifest)
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays: dict[str, np.ndarray] = checkpointer.restore((path / "state").absolute())
+        return arrays
+
+
 def _check_room(folder: Path, size: int) -> None:
     """Raise ``OSError`` if ``size`` bytes have no room: orbax, in a full folder, fails under pages of tracebacks."""
     free = shutil.disk_usage(folder).free
@@ -198,6 +226,4 @@ def _difference(saved: dict[str, Any], expected: dict[str, Any]) -> str:
 
     shown = "; ".join(f"{p} is {say(saved, p)} there, {say(expected, p)} here" for p in differing[:3])
     more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-    return (
-        f"{shown}{more}. Use `ssmrl resume`, which keeps the saved configuration, or set the same model and agent keys"
-    )
+    return f"{shown}{more}"

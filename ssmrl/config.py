@@ -109,6 +109,9 @@ class Config:
     seed: int = hp(0, "random seed that everything derives from", ge=0)
     seeds: int = hp(1, "independent repetitions, trained at once", ge=1)
     total_steps: int = hp(1_000_000, "environment steps per seed", ge=1)
+    init_from: str | None = hp(
+        None, "start with what another run has learned: its folder (its best checkpoint), or a checkpoint of it"
+    )
     platform: Literal["auto", "cpu", "gpu"] = hp("auto", "where to run")
     tensorboard: bool = hp(False, "also write TensorBoard files (needs the extra ssmrl[tensorboard])")
     run: RunConfig = RunConfig()

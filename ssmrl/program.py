@@ -7,6 +7,7 @@ conditionals into selections, and compute every branch.
 
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssmrl.agents import make_agent
+from ssmrl import checkpoint
+from ssmrl.agents import learned_of, make_agent, score_of
 from ssmrl.config import Config
-from ssmrl.evaluation import check_precision, run_episodes
+from ssmrl.evaluation import check_precision, find_checkpoint, read_config, run_episodes
 from ssmrl.registry import UserError
 
 NEVER = 2**31 - 1  # the first bad update of a chunk without one
@@ -31,6 +33,24 @@ def build_agent(config: Config) -> Any:
         return make_agent(config)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def start_from(config: Config, agent: Any, state: Any) -> Any:
+    """The first state of a run, leaves ``[seeds, ...]``, with what the run in ``init_from`` has learned.
+
+    Raises ``UserError`` if there is no such run, or if what it has learned is not what this one learns.
+    """
+    if config.init_from is None:
+        return state
+    path = Path(config.init_from)
+    try:
+        if not learned_of(agent):
+            raise UserError(f"agent={config.agent} cannot start from another run")
+        if not (path / "manifest.json").is_file():
+            path = find_checkpoint(path, "best", score_of(make_agent(read_config(path))))
+        return checkpoint.restore_parts(path, state, learned_of(agent))
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from}: {error}") from error
 
 
 def program_key(config: Config, agent: Any) -> Hashable:
@@ -66,6 +86,8 @@ class Program:
             self.metrics = jax.eval_shape(self._update, self.values(self.agent), _first(self.like))[1]
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
+        for config, agent in zip(configs, agents, strict=True):
+            start_from(config, agent, self.like)
         self._keys_like = keys
         self._compiled: dict[str, Any] = {}
 

@@ -23,7 +23,7 @@ from ssmrl import spaces
 from ssmrl.agents import num_updates
 from ssmrl.config import Config, check_resumable, resolve, to_yaml
 from ssmrl.evaluation import read_config
-from ssmrl.program import NEVER, Program, build_agent
+from ssmrl.program import NEVER, Program, build_agent, start_from
 from ssmrl.recording import Recorder, create_run_dir
 from ssmrl.registry import UserError
 from ssmrl.tracking import check_sinks
@@ -55,8 +55,11 @@ class Run:
 def make_train(config: Config) -> tuple[Callable, Callable]:
     """The experiment as two pure functions: ``init(key) -> state`` and ``step(state) -> (state, metrics)``.
 
-    Both can be jitted, scanned, sharded, and vmapped over seeds. Raises ``UserError`` if the configuration cannot work.
+    Both can be jitted, scanned, sharded, and vmapped over seeds. Raises ``UserError`` if the configuration cannot work,
+    or asks for what another run has learned.
     """
+    if config.init_from is not None:
+        raise UserError(f"init_from={config.init_from}: make_train starts anew: use train, or replace those parts")
     agent = build_agent(config)
     return agent.init, agent.update
 
@@ -223,6 +226,7 @@ class _Loop:
         self.values[slot], self.keys[slot] = self.program.values(recorder.agent), recorder.keys
         if state is None:
             state = self.program.init(self.values[slot], recorder.keys)
+            state = start_from(recorder.config, recorder.agent, state)
         self.program.wait()
         recorder.compile_s = time.perf_counter() - start
         recorder.console.compiled(recorder.compile_s)

@@ -7,7 +7,8 @@ Metrics are scalars; ``loss`` and ``grad_norm`` must be there, others are logged
 ``length_mean`` are over the ``episodes`` that ended (NaN if none did). One that learns something else than a policy has
 ``evaluate(state, key, episodes=...) -> metrics`` instead of ``policy``, and ``score``, which names the metric that its
 runs are judged by (the higher the better; ``return_mean`` where there is none). One that reads files has
-``input_files() -> {name: hash}``, which must not change in a run.
+``input_files() -> {name: hash}``, which must not change in a run. One whose ``params`` are not all that another run
+should start with (``init_from``) has ``learned``, the paths of those parts of its State.
 """
 
 if __name__ != "ssmrl.agents":
@@ -40,9 +41,14 @@ def score_of(agent: Any) -> str:
     return getattr(agent, "score", "return_mean")
 
 
+def learned_of(agent: Any) -> tuple[str, ...]:
+    """Paths of the parts of an agent's State that another run can start with."""
+    return getattr(agent, "learned", ("params",))
+
+
 def num_updates(config: Config, agent: Any) -> int:
     """How many updates ``total_steps`` makes, rounded up."""
     return -(-config.total_steps // agent.steps_per_update)
 
 
-__all__ = ["make_agent", "num_updates", "register", "score_of"]
+__all__ = ["learned_of", "make_agent", "num_updates", "register", "score_of"]

@@ -58,6 +58,7 @@ class ContinualDreamer(Dreamer):
     drift_weight: float = hp(0.1, "weight of how far a hypernetwork strays from what it made for earlier tasks", ge=0.0)
     shared_rate: float = hp(0.0, "step size of shared parts after the first task, relative to that in it", ge=0.0)
 
+    learned: ClassVar[tuple[str, ...]] = ()  # of the last task alone
     requires: ClassVar[dict[str, str]] = {
         "normalize_obs == False": "statistics of the observations would change under the earlier tasks",
         "weight_decay == 0.0": "parameters of the earlier tasks would decay",

@@ -100,6 +100,7 @@ class Dreamer(WorldLearner):
         "reinforce", "gradient of the actor: by log-probabilities, or through the model"
     )
 
+    learned: ClassVar[tuple[str, ...]] = ("learner/params", "learner/slow_critic", "obs_stats")
     requires: ClassVar[dict[str, str]] = {
         "batch_length % num_steps == 0": "a replayed sequence is made of blocks",
         "num_steps % dream_every == 0": "imagination starts at the same frames of every block",

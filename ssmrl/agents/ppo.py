@@ -98,6 +98,7 @@ class PPO(struct.PyTreeNode):
     shared: bool = hp(True, "actor and critic share encoder and memory")
     total_updates: float = struct.field(default=0.0)  # the schedule's length, set by the trainer from total_steps
 
+    learned: ClassVar[tuple[str, ...]] = ("params", "obs_stats", "value_stats")
     requires: ClassVar[dict[str, str]] = {
         "num_envs % num_minibatches == 0": "minibatches split environments, never time",
         "inputs != ()": "a policy reads something",

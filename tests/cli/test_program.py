@@ -30,6 +30,34 @@ def test_chunks_of_any_length_make_the_same_run(reference, tmp_path):
     np.testing.assert_allclose(logged[0]["return_mean"], (returns * episodes).sum(0) / episodes.sum(0), rtol=1e-4)
 
 
+def test_a_run_starts_with_what_another_has_learned(short, tmp_path):
+    """Of its best checkpoint, or of the one that is named; each of two seeds starts with what one has learned."""
+    first = checkpoint.available(short.dir / "checkpoints")[0]
+    best = evaluation.find_checkpoint(short.dir, "best")
+    assert first != best
+    for number, path in enumerate((short.dir, first)):
+        run = train(tmp_path / str(number), 1, seeds=2, init_from=str(path), agent__learning_rate=0.0)
+        learned = load(short.dir, step=int((best if path == short.dir else first).name)).params
+        assert_same_state(run.state.params, jax.tree.map(lambda x: np.stack([x, x]), learned))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_from": "nowhere"}, "init_from=nowhere: nowhere is no run directory"),
+        ({"model.d_model": 16}, "does not fit this configuration: params/"),
+        ({"agent": "s4wm"}, "is float32"),
+    ],
+)
+def test_what_another_run_has_learned_has_to_fit(settings, message, short, tmp_path):
+    settings = {"init_from": str(short.dir), "run.dir": str(tmp_path / "run"), **settings}
+    with pytest.raises(UserError, match=message):
+        training.train("demo", quiet=True, **settings)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="make_train starts anew"):
+        ssmrl.make_train(ssmrl.resolve(["demo"], {"init_from": str(short.dir)}))
+
+
 def test_the_run_directory_is_as_documented(short):
     there = {p.relative_to(short.dir).as_posix() for p in short.dir.rglob("*") if "checkpoints/" not in str(p)}
     assert {

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssmrl import envs, nn, registry, spaces
+from ssmrl import checkpoint, envs, nn, registry, spaces
+from ssmrl.agents import learned_of
 from ssmrl.envs import Environment, EnvParams, EnvState
 from ssmrl.nn.actor_critic import ActorCritic
 from ssmrl.policy import Policy, RunningStats
@@ -132,6 +133,20 @@ def test_parameters_that_are_lost_show_in_the_loss_or_its_gradient(trained):
 
         _, measured = trained.update(jax.tree_util.tree_map_with_path(lose, trained.states[2]))
         assert not np.isfinite(measured["loss"] + measured["grad_norm"]), part
+
+
+def test_another_run_can_start_with_all_that_acting_needs(trained, tmp_path):
+    first, last = (jax.tree.map(lambda x: x[None], trained.states[i]) for i in (0, 2))
+    parts = learned_of(trained.agent)
+    if not parts:  # cannot, and init_from says so
+        return
+    started = checkpoint.restore_parts(checkpoint.save(tmp_path, last, env_steps=1), first, parts)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), started.params, last.params)
+    assert all(jax.tree.leaves(same)), same
+    if hasattr(trained.agent, "policy"):
+        policies = [jax.tree.leaves(trained.agent.policy(state)) for state in (started, last)]
+        assert all(np.array_equal(a, b) for a, b in zip(*policies, strict=True))
+    assert int(started.updates[0]) == 0
 
 
 def test_the_state_is_strongly_typed_and_keeps_its_types(trained):
