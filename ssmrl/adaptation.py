@@ -6,6 +6,8 @@ bandits know Thompson sampling), they play as many trials.
 """
 
 import functools
+import hashlib
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssmrl import evaluation, plotting
+from ssmrl import evaluation, plotting, registry
 from ssmrl.config import Config
 from ssmrl.envs import make as make_env
 from ssmrl.envs.trials import Trials
-from ssmrl.fields import UserError
+from ssmrl.fields import UserError, show
 from ssmrl.policy import Policy, PolicyCarry, check_spaces
 from ssmrl.results import summary
 from ssmrl.rollout import reset_batch, step_batch
@@ -28,6 +30,7 @@ from ssmrl.vector import MAX_STEPS
 
 _BATCH = 256  # trials at a time
 _POINTS = 50  # of a curve over steps
+_NAME = 150  # characters of a file's name; file systems take 255
 POLICY, WIPED = "policy", "memory wiped"
 
 
@@ -46,7 +49,8 @@ def adapt(
     Returns facts: for each player its name and ``/return`` (of a trial), ``/first`` and ``/last`` (of the curve's
     points), each followed by ``/low`` and ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, and
     for references, over trials), and ``/curve``, a list. Writes them to ``eval/adapt.json``, and ``plots/adapt.png``
-    with a CSV; names of other environments than the run's are added. Raises ``UserError`` if there are no trials in
+    with a CSV. Another environment than the run's, and parameters other than the run's or that environment's own, are
+    added to the names of the files and, as ``env.KEY``, to the facts. Raises ``UserError`` if there are no trials in
     the environment, or its spaces are not the policy's.
     """
     run_dir, start = Path(run_dir), time.perf_counter()
@@ -69,7 +73,11 @@ def adapt(
         players[name] = np.asarray(play(env, env_params, jax.random.key(seed), trials))[None]
     facts: dict[str, Any] = {"env": test.env, "env_steps": int(path.name), "trials": trials, "seeds": config.seeds}
     facts |= {"greedy": int(greedy), "seed": seed, "by": "episode" if env.episodes else "step"}
-    suffix = "" if test.env == config.env else "_" + test.env.replace("/", "_")
+    usual = {k: f.default for k, f in registry.envs.find(test.env).parameters().items()}
+    usual = usual if test.env != config.env else dict(config.env_parameters)
+    changed = {f"env.{k}": show(v) for k, v in test.env_parameters.items() if v != usual.get(k, v)}
+    facts |= changed
+    suffix = _suffix([test.env] * (test.env != config.env) + [f"{k[4:]}={v}" for k, v in changed.items()])
     curves = {}
     for name, rewards in players.items():
         curves[name] = _interval(rewards)
@@ -82,6 +90,12 @@ def adapt(
     return facts
 
 
+def _suffix(settings: list[str]) -> str:
+    """What the names of files have from settings: ``_meta_Bandit_num_arms=3``; a hash of what is too long for that."""
+    text = "".join("_" + re.sub(r"[^\w.=-]+", "_", setting) for setting in settings)
+    return text if len(text) <= _NAME else f"_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def run_trials(
     policy: Policy, env: Trials, env_params: Any, key: jax.Array, *, trials: int, greedy: bool, wiped: bool
 ) -> np.ndarray:
@@ -90,9 +104,10 @@ def run_trials(
     ``wiped``: the policy's memory is reset before each point. ``key`` is consumed.
     """
     keys = jax.random.split(key, -(-trials // _BATCH))
-    size = min(trials, _BATCH)
+    size = -(-trials // len(keys))
     found = [_run_batch(policy, env, env_params, k, size=size, greedy=greedy, wiped=wiped) for k in keys]
-    return np.concatenate([np.asarray(x) for x in found])[:trials]
+    kept = np.arange(trials) * (len(keys) * size) // trials  # of a mixture's kinds, which are in order, as many
+    return np.concatenate([np.asarray(x) for x in found])[kept]
 
 
 @functools.partial(jax.jit, static_argnames=("env", "size", "greedy", "wiped"))
@@ -139,7 +154,7 @@ def _interval(rewards: np.ndarray) -> np.ndarray:
         means = np.where(known > 0, np.nansum(rewards, 1) / known, np.nan)
         if len(rewards) > 1:
             return np.stack(summary([np.moveaxis(means, 0, -1)], "mean"))
-        margin = 1.96 * np.sqrt(np.nanmean((rewards[0] - means[0]) ** 2, 0) / known[0])
+        margin = 1.96 * np.sqrt(np.nansum((rewards[0] - means[0]) ** 2, 0)) / known[0]
     return np.stack([means[0], means[0] - margin, means[0] + margin])
 
 
@@ -160,5 +175,6 @@ def render(facts: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     acting = "greedy" if facts["greedy"] else "sampled"
-    head = f"{facts['env']}: {facts['seeds']} seed(s), {facts['trials']:,} trials each, {acting} actions"
+    settings = "".join(f" {k}={v}" for k, v in facts.items() if k.startswith("env."))
+    head = f"{facts['env']}{settings}: {facts['seeds']} seed(s), {facts['trials']:,} trials each, {acting} actions"
     return "\n".join([f"{head}, {facts['env_steps']:,} steps trained", *lines, f"plot: {facts['plot']} (and .csv)"])

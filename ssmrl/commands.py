@@ -168,10 +168,10 @@ def adapt(arguments: Arguments) -> int:
     run_dir, saved = _run(arguments.words[0])
     errors = [*arguments.errors]
     errors += [f"{k}: ssmrl adapt takes env and env.KEY only" for k in arguments.settings if k.split(".")[0] != "env"]
-    settings = arguments.settings
-    if saved.env_parameters.get("tasks") == "train" and "env" not in settings:
-        settings = {"env.tasks": "held_out", **settings}
-    test = trace([str(run_dir / "config.yaml")], settings, errors)[0]
+    preset, settings = [str(run_dir / "config.yaml")], arguments.settings
+    test = trace(preset, settings, errors)[0]
+    if test.env_parameters.get("tasks") == "train" and "env.tasks" not in settings:
+        test = trace(preset, {**settings, "env.tasks": "held_out"}, errors)[0]
     prepare_jax(cache_dir=saved.cache.dir)
     from ssmrl import adaptation
     from ssmrl.tracking import jsonable

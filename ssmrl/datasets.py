@@ -91,7 +91,8 @@ def record_dataset(
     longest = env.longest_episode(env_params)
     if longest is None:
         raise UserError(f"sequences are whole episodes: {name} has no time limit; use env.max_steps=1000")
-    size, frames = min(sequences, _BATCH), longest + 1
+    batches = -(-sequences // _BATCH)
+    size, frames = -(-sequences // batches), longest + 1
     if policy is not None:
         check_spaces(policy, env, env_params)
 
@@ -101,9 +102,10 @@ def record_dataset(
         stream = open_stream(env, env_params, size, key_open, policy)
         return record(env, env_params, stream, frames, key_record, policy)[1]
 
-    keys = jax.random.split(jax.random.key(seed), -(-sequences // size))
+    keys = jax.random.split(jax.random.key(seed), batches)
     parts = [{k: _small(np.asarray(v)) for k, v in _leaves(batch(key)).items()} for key in keys]
-    arrays = {k: np.concatenate([part[k] for part in parts], axis=1)[:, :sequences] for k in parts[0]}
+    kept = np.arange(sequences) * (batches * size) // sequences  # of a mixture's kinds, which are in order, as many
+    arrays = {k: np.concatenate([part[k] for part in parts], axis=1)[:, kept] for k in parts[0]}
     facts = {"kind": _KIND, "format": FORMAT, "env": name, "parameters": dict(parameters), "seed": seed}
     return DataSet(arrays, facts | {"sha256": _hash(arrays, facts)})
 

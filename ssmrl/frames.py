@@ -13,6 +13,8 @@ from jax import lax
 
 from ssmrl import spaces
 from ssmrl.envs.base import select_rows
+from ssmrl.envs.trials import Trials
+from ssmrl.fields import UserError
 from ssmrl.policy import Policy
 
 
@@ -37,14 +39,18 @@ class Stream(struct.PyTreeNode):
 
 
 def open_stream(env: Any, params: Any, num_envs: int, key: jax.Array, policy: Policy | None = None) -> Stream:
-    """Start ``num_envs`` environments, their scripts and ``policy``; ``key`` is consumed."""
+    """Start ``num_envs`` environments, their scripts and ``policy``; ``key`` is consumed.
 
-    def one(key: jax.Array) -> tuple[Any, Any, Any]:
-        key_reset, key_script = jax.random.split(key)
-        obs, state = env.reset_env(key_reset, params)
-        return obs, state, env.script(key_script, state, params) if _scripted(env) else ()
-
-    obs, state, plan = jax.vmap(one)(jax.random.split(key, num_envs))
+    Raises ``UserError`` without a policy if there is a script, but of one episode, and the environment is in trials.
+    """
+    if policy is None and isinstance(env, Trials) and hasattr(env, "script"):
+        raise UserError(
+            f"the script of {env.name} is for one episode, but here are trials: use env.trial_episodes=0 and "
+            "env.trial_steps=0, or let a policy act"
+        )
+    keys_reset, keys_script = jax.vmap(jax.random.split, out_axes=1)(jax.random.split(key, num_envs))
+    obs, state = env.reset_envs(keys_reset, params)  # at once: a row's kind may be a matter of its place in the batch
+    plan = jax.vmap(env.script, in_axes=(0, 0, None))(keys_script, state, params) if _scripted(env) else ()
     no = jnp.zeros(num_envs, bool)
     action = spaces.zeros(env.action_space(params), (num_envs,))
     carry = () if policy is None else policy.initial_carry(num_envs)
@@ -81,7 +87,8 @@ def record(
         stepped = Stream(state, stream.plan, carry, frame, terminated | truncated)
 
         def restart(stepped: Stream) -> Stream:
-            fresh = open_stream(env, params, num_envs, key_reset).replace(carry=carry)  # which reads the reset flag
+            fresh = open_stream(env, params, num_envs, key_reset, policy)
+            fresh = fresh.replace(carry=carry)  # which reads the reset flag
             return jax.tree.map(lambda new, old: select_rows(stream.done, new, old), fresh, stepped)
 
         after = lax.cond(stream.done.any(), restart, lambda stepped: stepped, stepped)
@@ -92,4 +99,4 @@ def record(
 
 
 def _scripted(env: Any) -> bool:
-    return hasattr(env, "script")
+    return hasattr(env, "script") and not isinstance(env, Trials)

@@ -153,8 +153,8 @@ class Recorder:
 
     def failure(self, metrics: dict[str, Any], first_bad: int) -> UserError:
         """What to say about losses or gradients that are not finite, ``first_bad`` updates from here."""
-        per_episode = ("return_mean", "length_mean")  # not a number where no episode ended
-        names = [k for k, v in metrics.items() if k not in per_episode and not np.isfinite(v).all()]
+        per_episode = ("return_mean", "length_mean", "episode_return/")  # not a number where no episode ended
+        names = [k for k, v in metrics.items() if not k.startswith(per_episode) and not np.isfinite(v).all()]
         seeds = np.flatnonzero(~np.isfinite(np.asarray(metrics["loss"]) + np.asarray(metrics["grad_norm"])))
         saved = checkpoint.available(self.dir / "checkpoints")
         last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"

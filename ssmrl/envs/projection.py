@@ -29,10 +29,11 @@ class ProjectedTask:
 class Projection(Wrapper):
     """An environment behind random orthonormal projections, constant within a task.
 
-    With ``observations`` at least as large as the wrapped observation, or ``actions`` as the wrapped action, nothing
-    is lost: the columns (rows) of the matrix are orthonormal. Projected actions are in ``[-1, 1]``; what they make of
-    the wrapped ones is clipped to ``[-1, 1]`` and scaled to their bounds. 0 leaves either alone. Raises ``ValueError``
-    if what is to be projected is no flat ``Box``, or actions have no bounds.
+    With ``observations`` at least as large as the wrapped observation nothing is lost: the columns of the matrix are
+    orthonormal. Projected actions are in ``[-1, 1]``; what they make of the wrapped ones is clipped to ``[-1, 1]`` and
+    scaled to their bounds. With ``actions`` at least as large as the wrapped action they reach every direction, since
+    the rows are orthonormal, but not all of the box: a turned square leaves out some of the corners. 0 leaves
+    either alone. Raises ``ValueError`` if what is to be projected is no flat ``Box``, or actions have no bounds.
     """
 
     observations: int

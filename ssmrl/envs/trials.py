@@ -48,7 +48,7 @@ class Trials(Wrapper):
     Each trial is on a task of its own, ``env.sample_task``. The observation is the wrapped one, flat, then whether an
     episode starts, then the share of the trial that is over. Rewards of the first ``warmup`` episodes do not count
     (E-RL^2, Stadie et al. 2018), and are then a part of the observation, one step later. Raises ``ValueError`` for
-    observations that are pictures.
+    observations that are pictures, and if the warm-up may take all of the ``steps``.
     """
 
     episodes: int
@@ -59,6 +59,12 @@ class Trials(Wrapper):
         space = self.env.observation_space(self.env.default_params)
         if spaces.is_image(space):
             raise ValueError(f"trials have flat observations, but {self.name} has pictures, {space}: use no trials")
+        longest = self.env.longest_episode(self.env.default_params)
+        if self.steps and longest and self.warmup * longest >= self.steps:
+            raise ValueError(
+                f"trial_steps={self.steps}, trial_warmup={self.warmup}: an episode has to count, but the warm-up may "
+                f"take {self.warmup} episodes of {longest} steps; use trial_steps={(self.warmup + 1) * longest}"
+            )
 
     def reset_envs(self, keys: jax.Array, params: Any, axis: int | None = None) -> tuple[Any, TrialState]:
         """See ``Environment``."""

@@ -29,6 +29,9 @@ class Options:
     trial_warmup: int = hp(0, "first episodes of a trial whose rewards do not count, as in E-RL^2", ge=0)
 
     requires: ClassVar[dict[str, str]] = {
+        "(project_observations + project_actions > 0) <= (trial_episodes + trial_steps > 0)": (
+            "projections are drawn with a trial"
+        ),
         "(trial_warmup > 0) <= (trial_episodes + trial_steps > 0)": "only a trial has a warm-up",
         "(trial_episodes > 0) * trial_warmup <= (trial_episodes > 0) * (trial_episodes - 1)": "an episode has to count",
     }

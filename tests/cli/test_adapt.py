@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssmrl import adaptation, envs
+from ssmrl import adaptation, commands, envs
 from ssmrl.cli import main
+from ssmrl.config import resolve, to_yaml
 from ssmrl.nn.distributions import make_distribution
 
 pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
@@ -51,7 +52,7 @@ def test_rewards_are_those_of_each_episode_and_a_wiped_memory_starts_each_anew(w
     env, params = envs.make("meta/Bandit", num_arms=2, reward="gaussian", trial_episodes=5)
     found = adaptation.run_trials(
         Switch(), env, params, jax.random.key(0), trials=300, greedy=True, wiped=wiped
-    )  # two batches, of which the second is cut off
+    )  # two batches
     assert found.shape == (300, 5)
     assert np.isfinite(found).all()
     best = adaptation.run_trials(Switch(), env, params, jax.random.key(0), trials=300, greedy=True, wiped=True)
@@ -115,6 +116,55 @@ def test_another_environment_has_results_of_its_own(run, capsys):
     assert code == 0
     assert len(facts["policy/curve"]) == 10
     assert (run / "eval" / "adapt_meta_Bandit-k5-n10.json").is_file()
+
+
+def test_other_settings_have_results_of_their_own(run, capsys):
+    code, facts, _ = typed(capsys, run, "env.reward=gaussian", "env.trial_steps=4", "--trials=4", "--greedy")
+    assert code == 0
+    assert (facts["env.reward"], facts["env.trial_steps"]) == ("gaussian", "4")
+    assert facts["random/curve"][4:] == [None, None]  # of the trial's steps nothing is left for these
+    assert facts["policy/curve"][4:] == [None, None]
+    assert (run / "eval" / "adapt_trial_steps=4_reward=gaussian.json").is_file()
+    known = {k: np.nan if v is None else v for k, v in facts.items()}
+    assert "meta/Bandit env.trial_steps=4 env.reward=gaussian: 2 seed" in adaptation.render(known)
+
+
+@pytest.mark.parametrize(
+    ("typed_settings", "tasks"),
+    [
+        ([], "held_out"),
+        (["--env=meta/DarkRoom"], "held_out"),
+        (["env.size=7"], "held_out"),
+        (["env.tasks=train"], "train"),
+        (["env.tasks=all"], "all"),
+    ],
+)
+def test_what_was_trained_on_train_is_tested_on_held_out(tmp_path, monkeypatch, typed_settings, tasks):
+    config = resolve([], {"env": "meta/DarkRoom", "env.tasks": "train"})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr(commands, "_run", lambda word: (tmp_path, config))
+    found = []
+    monkeypatch.setattr(adaptation, "adapt", lambda run_dir, test, **_: found.append(test) or {})
+    assert main(["adapt", str(tmp_path), *typed_settings, "--json"]) == 0
+    assert found[0].env_parameters["tasks"] == tasks
+
+
+def test_the_name_of_a_file_is_not_too_long():
+    assert adaptation._suffix(["meta/Control", "tasks=[a/B, c/D]"]) == "_meta_Control_tasks=_a_B_c_D_"
+    long = [adaptation._suffix([f"tasks={name * 200}"]) for name in "ab"]
+    assert len(long[0]) < 20
+    assert long[0] != long[1]
+
+
+@pytest.mark.parametrize("trials", [384, 300, 7])
+def test_kinds_of_a_mixture_count_alike(monkeypatch, trials):
+    def kinds(*_, size, **__):
+        return np.arange(size)[:, None] * 6 // size
+
+    monkeypatch.setattr(adaptation, "_run_batch", kinds)
+    found = adaptation.run_trials(None, None, None, jax.random.key(0), trials=trials, greedy=True, wiped=False)
+    counts = np.bincount(found[:, 0], minlength=6)
+    assert (found.shape, np.ptp(counts)) == ((trials, 1), trials % 6 > 0)
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,49 @@ def test_chance():
     assert poles.mean() == pytest.approx(0.111, abs=0.01)  # as of POPGym's
 
 
+def test_who_knows_the_task_acts_without_projections():
+    shape = {"trial_episodes": 1, "goals": "square", "reward": "dense"}
+    straight, chance = (
+        returns("meta/PointRobot", name, 100, project_observations=4, project_actions=3, **shape)
+        for name in ("optimal", "random")
+    )
+    plain = returns("meta/PointRobot", "optimal", 100, **shape)
+    assert straight.mean() == pytest.approx(plain.mean(), rel=0.1)
+    assert chance.mean() < 2 * plain.mean() < 0
+
+
+def test_players_plan_for_the_episode_that_there_is():
+    """With limits of their own, and trials that end within an episode."""
+    shape = {"num_states": 3, "num_actions": 2, "trial_episodes": 3}
+    long, usual, short, cut = (
+        {name: returns("meta/TabularMDP", name, 300, **shape, **limits) for name in ("optimal", "PSRL", "random")}
+        for limits in (
+            {"horizon": 4, "max_steps": 8},
+            {"horizon": 3},
+            {"horizon": 9, "max_steps": 3},
+            {"horizon": 3, "trial_steps": 5},
+        )
+    )
+    for name in ("optimal", "PSRL", "random"):
+        np.testing.assert_allclose(short[name], usual[name], atol=1e-4)
+        np.testing.assert_allclose(cut[name][:, :1], usual[name][:, :1], atol=1e-4)
+        assert np.isfinite(cut[name][:, 1]).all()
+        assert np.isnan(cut[name][:, 2]).all()
+    assert long["PSRL"][:, -1].mean() > long["PSRL"][:, 0].mean() + 1
+    assert cut["optimal"][:, 1].mean() == pytest.approx(usual["optimal"].mean() * 2 / 3, rel=0.1)
+    room = returns("meta/DarkRoom", "optimal", 20, trial_episodes=4, trial_steps=50)
+    assert np.isfinite(room[:, :3]).all()
+    assert np.isnan(room[:, 3]).all()
+    assert (room[:, 2] == np.maximum(room[:, 1] - 10, 0)).all()
+
+
+def test_the_best_plan_ends_with_the_trial():
+    env = envs.make("meta/TabularMDP", horizon=4, trial_episodes=3, trial_steps=6)[0]
+    plan = jnp.arange(4)[:, None]
+    assert references._to_the_end(env, plan, 0)[:, 0].tolist() == [0, 1, 2, 3]
+    assert references._to_the_end(env, plan, 1)[:2, 0].tolist() == [2, 3]
+
+
 def test_players_need_trials():
     env, params = envs.make("meta/DarkRoom", trial_episodes=0)
     with pytest.raises(UserError, match="make it with trial_episodes"):

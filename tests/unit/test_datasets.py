@@ -64,6 +64,28 @@ def test_episodes_without_an_end_are_not_recorded(monkeypatch):
         datasets.record_dataset("my/Endless", {}, 2)
 
 
+def test_batches_are_of_one_size_and_rows_are_left_out_evenly(monkeypatch):
+    monkeypatch.setattr(datasets, "_BATCH", 4)
+    opened = []
+
+    def rows(env, params, stream, frames, key, policy):
+        """Frames whose reward is the row's place in its batch."""
+        one = jax.tree.map(lambda x: jnp.zeros((frames, stream, *x.shape), x.dtype), datasets.frame_shapes(env, params))
+        return stream, one.replace(reward=jnp.tile(jnp.arange(stream, dtype=jnp.float32)[None], (frames, 1))), None
+
+    monkeypatch.setattr(datasets, "open_stream", lambda env, params, size, *_: opened.append(size) or size)
+    monkeypatch.setattr(datasets, "record", rows)
+    assert datasets.record_dataset(NAME, SETTINGS, 6).arrays["reward"][0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert datasets.record_dataset(NAME, SETTINGS, 7).arrays["reward"][0].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert datasets.record_dataset(NAME, SETTINGS, 3).arrays["reward"][0].tolist() == [0, 1, 2]
+    assert opened == [3, 4, 3]
+
+
+def test_a_script_is_not_for_trials():
+    with pytest.raises(UserError, match=r"script of CueRecall is for one episode.*use env\.trial_episodes=0"):
+        datasets.record_dataset(NAME, {**SETTINGS, "trial_episodes": 2}, 2)
+
+
 def test_a_file_is_what_was_recorded(data, path):
     read = datasets.load(path)
     assert read.facts == data.facts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from ssmrl import envs
+from ssmrl import envs, frames
 from ssmrl.envs.meta.control import ControlMixture
 from ssmrl.envs.meta.mixture import pack, unpack
 from ssmrl.registry import envs as registry
@@ -100,6 +100,26 @@ def test_rows_keep_their_kinds_across_trials():
     np.testing.assert_array_equal(np.flatnonzero(changes.all(1)), [5, 11])  # with the trial, in every row
     assert changes.sum() == 2 * 6
     assert env.observation_space(params).shape == (14,)  # and the two features of a trial
+
+
+def test_recorded_rows_are_of_the_kinds_that_they_are_stepped_as():
+    env, params = envs.make(
+        "meta/Control-Train", trial_episodes=1, max_steps=3, tasks=THREE, project_observations=0, project_actions=0
+    )
+
+    @jax.jit
+    def record(key):
+        stream = frames.open_stream(env, params, 6, key)
+        _, recorded, states = frames.record(env, params, stream, 6, key)  # a trial, and two frames of the next
+        one = jax.vmap(jax.vmap(lambda state, action: env.step_env(key, state, action, params)[0]))
+        before, action = jax.tree.map(lambda x: x[:-1], states), recorded.action[1:]
+        return recorded, states.task.task, one(before, action)
+
+    recorded, kinds, expected = record(jax.random.key(4))
+    np.testing.assert_array_equal(kinds, np.tile([0, 0, 1, 1, 2, 2], (6, 1)))
+    goes_on = ~np.asarray(recorded.reset[1:])
+    assert goes_on.sum() == 4 * 6
+    np.testing.assert_allclose(recorded.obs[1:][goes_on], expected[goes_on], atol=1e-5)
 
 
 def test_training_and_held_out_tasks_are_disjoint_and_of_the_pool():

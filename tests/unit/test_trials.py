@@ -1,6 +1,7 @@
 """Trials: one task, many episodes, one memory; and the projections that make tasks."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ssmrl.envs.trials import Trials
 from ssmrl.evaluation import evaluate
 from ssmrl.fields import ConfigError
 from ssmrl.nn import make_model
+from ssmrl.recording import Recorder
 from ssmrl.rollout import reset_batch, returns_by_episode, step_batch
 
 B = 6
@@ -210,15 +212,45 @@ def test_orthonormal_is_uniform():
     ("id", "options", "message"),
     [
         ("gymnax/Breakout-MinAtar", {"trial_episodes": 2}, "trials have flat observations"),
-        ("gymnax/CartPole-v1", {"project_actions": 2}, "project_actions=2: CartPole-v1 has actions in Discrete"),
-        ("popgym/RepeatFirstEasy", {"project_observations": 2}, "has observations in Discrete"),
+        (
+            "gymnax/CartPole-v1",
+            {"project_actions": 2, "trial_episodes": 1},
+            "project_actions=2: CartPole-v1 has actions in Discrete",
+        ),
+        ("popgym/RepeatFirstEasy", {"project_observations": 2, "trial_episodes": 1}, "has observations in Discrete"),
         ("gymnax/CartPole-v1", {"trial_warmup": 2}, "only a trial has a warm-up"),
         ("gymnax/CartPole-v1", {"trial_warmup": 2, "trial_episodes": 2}, "an episode has to count"),
+        (
+            "gymnax/Pendulum-v1",
+            {"trial_warmup": 3, "trial_steps": 300},
+            "may take 3 episodes of 200 steps; use trial_steps=800",
+        ),
+        ("gymnax/Pendulum-v1", {"project_observations": 6}, "projections are drawn with a trial.*use trial_episodes=1"),
+        ("meta/CartPole-Proj", {"trial_episodes": 0}, "projections are drawn with a trial"),
+        (
+            "meta/Control-Train",
+            {"trial_episodes": 0, "project_observations": 0, "project_actions": 0},
+            "which of the tasks it is is drawn with a trial.*use trial_episodes=1",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(id, options, message):
     with pytest.raises(ConfigError, match=message):
         envs.make(id, **options)
+
+
+def test_a_family_without_trials_plays_its_default_task():
+    env, params = envs.make("meta/DarkRoom", trial_episodes=0)
+    assert not isinstance(env, Trials)
+    assert params.goal.shape == (2,)
+    assert isinstance(envs.make("gymnax/Pendulum-v1", trial_warmup=3, trial_steps=601)[0], Trials)
+
+
+def test_episodes_that_did_not_end_are_not_blamed_for_a_failure(tmp_path):
+    bad, good = np.array([np.nan]), np.array([1.0])
+    metrics = {"loss": bad, "grad_norm": good, "return_mean": bad, "length_mean": bad, "episode_return/5": bad}
+    recorder = SimpleNamespace(dir=tmp_path, updates=3, agent=SimpleNamespace(steps_per_update=100))
+    assert "not a number in loss (seed 0) in update 4" in str(Recorder.failure(recorder, metrics, 0))
 
 
 def test_returns_by_episode():

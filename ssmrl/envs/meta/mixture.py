@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,10 @@ class Mixture(Environment):
     """
 
     tasks: tuple[str, ...]
+
+    requires: ClassVar[dict[str, str]] = {
+        "trial_episodes + trial_steps > 0": "which of the tasks it is is drawn with a trial",
+    }
 
     def __post_init__(self) -> None:
         check(self)

@@ -2,8 +2,9 @@ r"""Players without networks, which tell what there is to be had: optimal, Bayes
 
 Each is a jitted function ``(env, params, key, trials) -> rewards [trials, K]``: ``env`` is an environment in trials of
 K episodes (``trial_episodes=K``), ``params`` its parameters, ``key`` is consumed, and the rewards are those of each
-episode, counted or not. A family says by ``references()`` which of them play it. They know the law by which tasks are
-drawn, and are not shown what a trial shows, but the state of the environment:
+episode, counted or not, and NaN where ``trial_steps`` leave none for it. A family says by ``references()`` which of
+them play it. They know the law by which tasks are drawn, and are not shown what a trial shows, but the state of the
+environment, and all but ``random`` act in it without projections:
 
 - ``random`` acts uniformly;
 - ``best_arm``, ``best_policy``, ``shortest_way`` know the task;
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssmrl.envs.projection import Projection
 from ssmrl.registry import UserError
 
 LEVELS = 128  # of the charge in calibrating Gittins indices; linear interpolation in between
@@ -35,6 +37,7 @@ class Player(NamedTuple):
     plan: Callable[..., Any] = lambda key, memory, episode: memory  # -> plan, at the start of each episode
     act: Callable[..., jax.Array] = lambda key, plan, state: plan  # -> action
     learn: Callable[..., Any] = lambda memory, state, action, reward, next_state: memory  # -> memory
+    projected: bool = False  # whether it acts through projections, where there are any
 
 
 def reference(make_player: Callable[[Any], Player]) -> Callable[..., jax.Array]:
@@ -44,44 +47,51 @@ def reference(make_player: Callable[[Any], Player]) -> Callable[..., jax.Array]:
     def play(env: Any, params: Any, key: jax.Array, trials: int) -> jax.Array:
         if not getattr(env, "episodes", 0):
             raise UserError(f"{env.name} has no number of episodes to play: make it with trial_episodes=10 or so")
-        player, trial_env = make_player(env), env.env
-        return jax.vmap(lambda k: _play(trial_env, params, player, env.episodes, k))(jax.random.split(key, trials))
+        player = make_player(env)
+        return jax.vmap(lambda k: _play(env, params, player, k))(jax.random.split(key, trials))
 
     return functools.wraps(make_player)(play)
 
 
-def _play(env: Any, params: Any, player: Player, episodes: int, key: jax.Array) -> jax.Array:
+def _play(trials: Any, params: Any, player: Player, key: jax.Array) -> jax.Array:
     """One trial; rewards ``[episodes]``."""
+    env = trials.env
+    if isinstance(env, Projection) and not player.projected:
+        env, params = env.env, params.task
     key_task, key_play = jax.random.split(key)
     task = env.sample_task(key_task, params)
 
-    def episode(memory: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-        index, key = inputs
+    def episode(carry: tuple[Any, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        (memory, left), (index, key) = carry, inputs
         key_plan, key_reset, key_steps = jax.random.split(key, 3)
         plan = player.plan(key_plan, memory, index)
-        start = memory, env.reset_env(key_reset, task)[1], jnp.bool_(True)
+        start = memory, env.reset_env(key_reset, task)[1], left > 0, left
 
-        def step(carry: tuple[Any, Any, jax.Array], key: jax.Array) -> tuple[tuple[Any, Any, jax.Array], jax.Array]:
-            memory, state, running = carry
+        def step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+            memory, state, running, left = carry
             key_act, key_env = jax.random.split(key)
             action = player.act(key_act, plan, state)
             _, after, reward, terminated, _ = env.step_env(key_env, state, action, task)
             learned = player.learn(memory, state, action, reward, after)
             memory = jax.tree.map(lambda new, old: jnp.where(running, new, old), learned, memory)
-            return (memory, after, running & ~(terminated | env.is_truncated(after, task))), reward * running
+            left_after = left - running
+            runs_on = running & ~(terminated | env.is_truncated(after, task)) & (left_after > 0)
+            return (memory, after, runs_on, left_after), reward * running
 
         steps = env.longest_episode(env.default_params)
-        (memory, _, _), rewards = lax.scan(step, start, jax.random.split(key_steps, steps))
-        return memory, rewards.sum()
+        (memory, _, _, left_after), rewards = lax.scan(step, start, jax.random.split(key_steps, steps))
+        return (memory, left_after), jnp.where(left > 0, rewards.sum(), jnp.nan)
 
+    episodes = trials.episodes
     inputs = jnp.arange(episodes, dtype=jnp.int32), jax.random.split(key_play, episodes)
-    return lax.scan(episode, player.begin(task), inputs)[1]
+    steps = jnp.int32(trials.steps or jnp.iinfo(jnp.int32).max)
+    return lax.scan(episode, (player.begin(task), steps), inputs)[1]
 
 
 @reference
 def random(env: Any) -> Player:
     """Act uniformly at random."""
-    return Player(act=lambda key, plan, state: env.action_space(env.default_params).sample(key))
+    return Player(act=lambda key, plan, state: env.action_space(env.default_params).sample(key), projected=True)
 
 
 @reference
@@ -122,7 +132,7 @@ def thompson_sampling(env: Any) -> Player:
 @reference
 def gittins(env: Any) -> Player:
     """Pull the arm with the greatest Gittins index for the pulls that are left; arms pay 0 or 1."""
-    indices = gittins_indices(env.episodes)
+    indices = gittins_indices(min(env.episodes, env.steps or env.episodes))  # an episode is one pull
 
     def plan(key: jax.Array, memory: jax.Array, episode: jax.Array) -> jax.Array:
         pulls, paid = memory.astype(jnp.int32)
@@ -176,11 +186,19 @@ def plan_ahead(transitions: jax.Array, rewards: jax.Array, horizon: int) -> jax.
     return lax.scan(step, jnp.zeros(rewards.shape[0]), None, length=horizon, reverse=True)[1]
 
 
+def _to_the_end(env: Any, plan: jax.Array, episode: jax.Array) -> jax.Array:
+    """A plan ``[horizon, S]`` of a whole episode, entered later where the trial ends within the episode."""
+    left = env.longest_episode(env.default_params) - episode * len(plan)
+    return jnp.roll(plan, jnp.clip(left, 0, len(plan)) - len(plan), 0)
+
+
 @reference
 def best_policy(env: Any) -> Player:
     """Follow the best policy of the process, of all that depend on time and state."""
+    horizon = env.env.longest_episode(env.default_params)
     return Player(
-        begin=lambda task: plan_ahead(task.transitions, task.rewards, env.horizon),
+        begin=lambda task: plan_ahead(task.transitions, task.rewards, horizon),
+        plan=lambda key, memory, episode: _to_the_end(env, memory, episode),
         act=lambda key, plan, state: plan[state.time, state.place],
     )
 
@@ -190,9 +208,10 @@ def psrl(env: Any) -> Player:
     """Posterior sampling: in each episode follow the best policy of one process drawn from the posterior."""
     shape = env.num_states, env.num_actions, env.num_states
     size = env.num_states**2 * env.num_actions
+    horizon = env.env.longest_episode(env.default_params)
 
     def begin(task: Any) -> Any:
-        never = jnp.full(env.episodes * env.horizon, size, jnp.int32)
+        never = jnp.full(env.episodes * horizon, size, jnp.int32)
         return never, jnp.int32(0), jnp.zeros((2, *shape[:2]))
 
     def learn(memory: Any, state: Any, action: jax.Array, reward: jax.Array, after: Any) -> Any:
@@ -209,6 +228,7 @@ def psrl(env: Any) -> Player:
         weights = weights.at[seen].add(jax.random.exponential(key_seen, seen.shape), mode="drop").reshape(shape)
         noise = jax.random.normal(key_rewards, paid.shape) / jnp.sqrt(1 + visits)
         rewards = (1 + paid) / (1 + visits) + noise  # the prior's mean counts as one reward of 1
-        return plan_ahead(weights / weights.sum(-1, keepdims=True), rewards, env.horizon)
+        plan = plan_ahead(weights / weights.sum(-1, keepdims=True), rewards, horizon)
+        return _to_the_end(env, plan, episode)
 
     return Player(begin, plan, lambda key, plan, state: plan[state.time, state.place], learn)
