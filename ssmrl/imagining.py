@@ -59,8 +59,9 @@ def imagine(
     table of all frames. By default it is a film in the run's ``media`` folder, and where observations are no pictures
     the table, and no file. What exceeds ``max_frames`` of an episode is left out, the beginning of its context first.
     Latents are the prior's mode or, with ``draw="sample"``, drawn from it. Returns ``output``, ``checkpoint``,
-    ``context``, ``frames`` and, where one was made, ``table``. Raises ``UserError`` for a run without a world model, a
-    missing checkpoint or seed, and for films of what cannot be shown.
+    ``context`` and ``frames`` of each episode and, where one was made, ``table``. Raises ``UserError`` for a run
+    without a world model, a missing checkpoint or seed, for films of what cannot be shown, and for ``fps`` of what is
+    no film.
     """
     run_dir, config = Path(run_dir), evaluation.read_config(run_dir)
     evaluation.check_world_model(run_dir, config)
@@ -71,6 +72,10 @@ def imagine(
     kind = Path(output).suffix if output else ".gif" if pictures else ".txt"
     if not pictures and kind != ".txt":
         raise UserError(f"output={output}: what {agent.env.name} shows is no picture; write a table, --output=x.txt")
+    if fps is not None and kind != ".gif":
+        raise UserError(
+            f"--fps={fps:g}: a {kind} has no frames per second; write a film, --output=x.gif, or leave it out"
+        )
     params = jax.tree.map(lambda x: x[seed_index], state.params)
     shown = [_cut(e, max_frames) for e in _imagine(agent, params, jax.random.key(seed), episodes, draw)]
     written = Path(output) if output else None
@@ -79,7 +84,7 @@ def imagine(
     facts: dict[str, Any] = {
         "output": str(written) if written else None,
         "checkpoint": int(path.name),
-        "context": shown[0].context,
+        "context": [e.context for e in shown],
         "frames": [e.length for e in shown],
     }
     if kind == ".txt":
@@ -131,9 +136,10 @@ def _imagine(agent: Any, params: Any, key: jax.Array, episodes: int, draw: Draw)
     found, reset = jax.device_get(run(key))
     cut = []
     for i in range(episodes):
-        end = next(iter(np.flatnonzero(reset[1:, i]) + 1), len(reset))  # what follows is another episode
-        obs, reward, actions = jax.tree.map(lambda x, i=i, end=end: x[:end, i], found)
-        cut.append(Imagined(obs, reward, actions, context))
+        start = np.flatnonzero(reset[:context, i])[-1]  # what comes before, and after the end, are other episodes
+        end = next(iter(np.flatnonzero(reset[context:, i]) + context), len(reset))
+        obs, reward, actions = jax.tree.map(lambda x, part=(slice(start, end), i): x[part], found)
+        cut.append(Imagined(obs, reward, actions, int(context - start)))
     return cut
 
 

@@ -48,7 +48,7 @@ def probe(
     classes: tuple[int, ...],
     hidden: tuple[int, ...] = (),
 ) -> jax.Array:
-    """Train a probe on ``features`` ``[M, D]`` and ``facts`` int32 ``[M, K]``; its accuracy on the test data, ``[K]``.
+    """Train a probe on ``features`` ``[M, D]`` and ``facts`` int32 ``[M, K]``; which test facts it gets right, bool.
 
     Fact ``k`` is one of ``classes[k]`` values. Without ``hidden`` widths the probe is linear. ``key`` is consumed.
     """
@@ -72,10 +72,10 @@ def probe(
         return (optax.apply_updates(params, change), moments), None
 
     (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_train, _STEPS))
-    return (jnp.argmax(apply(params, test_features), -1) == test_facts).mean(0)
+    return jnp.argmax(apply(params, test_features), -1) == test_facts
 
 
 def majority(facts: jax.Array, test_facts: jax.Array, classes: Sequence[int]) -> jax.Array:
-    """Accuracy ``[K]`` on ``test_facts`` ``[M, K]`` of each fact's most frequent value in ``facts`` ``[M, K]``."""
+    """Which of ``test_facts`` ``[M, K]`` are the fact's most frequent value in ``facts`` ``[M, K]``; bool."""
     counts = jax.nn.one_hot(facts, max(classes)).sum(0)
-    return (jnp.argmax(counts, -1)[None] == test_facts).mean(0)
+    return jnp.argmax(counts, -1)[None] == test_facts

@@ -1,9 +1,10 @@
 """How well a world model remembers: open-loop imagination after a context that it has observed.
 
-Protocol (S4WM, Deng, Park and Ahn 2023, section 5): observe the first ``context`` frames of an episode, then imagine
-the others, the *query*, under the recorded actions, each latent drawn from the prior and fed back. A tile of the query
-is *seen* if the context has shown the same piece of the layout. Numbers are over fresh episodes; legend: Q frames in
-the query, E episodes, N tiles or integers in an observation.
+Protocol (S4WM, Deng, Park and Ahn 2023, section 5): observe the first ``context`` frames of an episode, which the
+environment names, or else the first half of each episode, then imagine the others, the *query*, under the recorded
+actions, each latent drawn from the prior and fed back. A tile of the query is *seen* if the context has shown the same
+piece of the layout. Numbers are over fresh episodes; legend: Q frames in the query, E episodes, N tiles or integers in
+an observation.
 """
 
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from jax import lax
 
 from ssmrl import spaces
 from ssmrl.envs.memory import tiles
+from ssmrl.fields import UserError
 from ssmrl.frames import Frames, open_stream, record
 from ssmrl.nn import observations
 from ssmrl.world_model import Latents, Predictions, WorldModel
@@ -34,19 +36,41 @@ class Recording(struct.PyTreeNode):
     facts: dict[str, jax.Array]  # int32 [T, E, k]
 
 
-def context_length(env: Any, env_params: Any) -> int:
-    """Frames to observe before the query: the environment's own number, or half an episode.
+def episode_frames(env: Any, env_params: Any) -> int:
+    """Frames of the longest episode: one of n steps has n + 1. Raises ``UserError`` if there is no longest one."""
+    longest = env.longest_episode(env_params)
+    if longest is None:
+        raise UserError(
+            f"a world model is measured on whole episodes: {env.name} has no time limit; use env.max_steps=1000"
+        )
+    return int(longest) + 1
 
-    Raises ``ValueError`` if an episode has no frame after them.
+
+def context_length(env: Any, env_params: Any) -> int:
+    """Frames to observe before the query: the environment's own number, or half of the longest episode.
+
+    Raises ``UserError`` if an episode has no frame after them, or ends before the reward that is to be imagined.
     """
-    frames = env.longest_episode(env_params) + 1
+    frames = episode_frames(env, env_params)
     context = getattr(env, "context", frames // 2)
     if not 0 < context < frames:
-        raise ValueError(
+        raise UserError(
             f"a world model observes {context} of an episode's {frames} frames, and imagines the others:"
             f" there is none; use env.max_steps={max(context, 2)} or more"
         )
+    script = getattr(env, "num_steps", 0)
+    if getattr(env, "has_reward", False) and frames <= script:
+        raise UserError(
+            f"the reward that a world model imagines comes after {script} steps: env.max_steps={frames - 1} ends"
+            f" episodes before it; use env.max_steps={script} or more"
+        )
     return context
+
+
+def measured_episodes(episodes: int) -> int:
+    """How many are measured where ``episodes`` are asked for: whole batches."""
+    size = min(episodes, _BATCH)
+    return -(-episodes // size) * size
 
 
 def score(env: Any, env_params: Any) -> str:
@@ -56,27 +80,39 @@ def score(env: Any, env_params: Any) -> str:
     if not hasattr(env, "annotate"):
         return "gen_r2" if isinstance(env.observation_space(env_params), spaces.Box) else "tile_acc"
     state = jax.eval_shape(lambda: env.reset_env(jax.random.key(0), env_params))[1]
-    events = jax.eval_shape(lambda s: env.annotate(s, env_params), state).events
-    return f"{next(iter(events))}_acc" if events else "tile_acc_seen"
+    events: list[str] = []  # as declared: what leaves eval_shape has its keys sorted
+    jax.eval_shape(lambda s: events.extend(env.annotate(s, env_params).events), state)
+    return f"{events[0]}_acc" if events else "tile_acc_seen"
 
 
 def record_episodes(env: Any, env_params: Any, episodes: int, key: jax.Array) -> Recording:
-    """Whole episodes of the scripted policy (random actions where there is none); ``key`` is consumed."""
+    """Whole episodes of the scripted policy (random actions where there is none); ``key`` is consumed.
+
+    Frame :func:`context_length` is the first of the query. An environment that names no context of its own may end
+    episodes early: each is then moved in time so that its second half begins there.
+    """
     key_open, key_record = jax.random.split(key)
     stream = open_stream(env, env_params, episodes, key_open)
-    _, frames, states = record(env, env_params, stream, env.longest_episode(env_params) + 1, key_record)
+    _, frames, states = record(env, env_params, stream, episode_frames(env, env_params), key_record)
     if hasattr(env, "annotate"):
         notes = jax.vmap(jax.vmap(lambda s: env.annotate(s, env_params)))(states)
-        return Recording(frames, notes.cells, notes.events, notes.facts)
-    space = env.observation_space(env_params)
-    n = 0 if isinstance(space, spaces.Box) else len(observations.num_classes(space))
-    return Recording(frames, jnp.full((*frames.reset.shape, n), -1), {}, {})
+        recording = Recording(frames, notes.cells, notes.events, notes.facts)
+    else:
+        space = env.observation_space(env_params)
+        n = 0 if isinstance(space, spaces.Box) else len(observations.num_classes(space))
+        recording = Recording(frames, jnp.full((*frames.reset.shape, n), -1), {}, {})
+    if hasattr(env, "context"):
+        return recording
+    length = (jnp.cumsum(frames.reset, axis=0) == 1).sum(0)
+    later = context_length(env, env_params) - length // 2
+    roll = jax.vmap(lambda x, n: jnp.roll(x, n, axis=0), in_axes=(1, 0), out_axes=1)
+    return jax.tree.map(lambda x: roll(x, later), recording)  # what is now before the episode, its reset forgets
 
 
 def evaluate_world_model(
     network: WorldModel, params: Any, env: Any, env_params: Any, key: jax.Array, episodes: int
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Measure a world model over at least ``episodes`` fresh episodes; pure, ``key`` is consumed.
+    """Measure a world model over :func:`measured_episodes` fresh episodes; pure, ``key`` is consumed.
 
     Returns scalars by name, with their standard errors over episodes (``<name>_se``), and curves ``[Q]`` over the
     horizon. Latents are the prior's mode, or drawn from it where a name ends in ``_sampled``; in ``_shuffled`` the
@@ -96,15 +132,15 @@ def evaluate_world_model(
         recording = record_episodes(env, env_params, size, key_record)
         return _Batch(network, params, env, env_params, recording).ratios(key_score)
 
-    sums = lax.map(batch, jax.random.split(key, -(-episodes // size)))
+    sums = lax.map(batch, jax.random.split(key, measured_episodes(episodes) // size))
     scalars = {k: n.sum((0, 1)) / d.sum() for k, (n, d) in sums[0].items()}
-    errors = {f"{k}_se": _standard_error(*sums[0][k]) for k in scalars if k != "chance"}
+    errors = {f"{k}_se": standard_error(*sums[0][k]) for k in scalars if k != "chance"}
     if "chance" in scalars:  # so far the frequency of each class
         scalars["chance"] = scalars["chance"].max()
     return scalars | errors, {k: n.sum(0) / d.sum(0) for k, (n, d) in sums[1].items()}
 
 
-def _standard_error(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def standard_error(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Of the ratio of sums, with episodes as what is drawn independently: tiles of one episode share its layout."""
     rest = numerator - numerator.sum() / denominator.sum() * denominator
     return jnp.sqrt((rest**2).sum()) / denominator.sum()
@@ -153,7 +189,7 @@ class _Batch:
                 scalars["chance"] = self._frequencies(masks["tile_acc_seen"])
                 scalars |= self._divergence(everything, masks["tile_acc_seen"])
         if getattr(self.env, "has_reward", False):
-            episodes = jnp.ones(frames.reset.shape[1])
+            episodes = self.valid[0].astype(jnp.float32)
             for name, predictions in (("infer", inferred), ("imagine", imagined), ("imagine_sampled", sampled)):
                 scalars[f"reward_acc_{name}"] = self._reward_right(predictions), episodes
             scalars["reward_acc_imagine_shuffled"] = self._reward_right(others), episodes
@@ -198,10 +234,14 @@ class _Batch:
         patches = patches.reshape(*obs.shape[:-3], rows * rows, -1).astype(jnp.float32)
         known = jnp.asarray(self.pictures, jnp.float32).reshape(len(self.pictures), -1)
         distance = (known**2).sum(-1).reshape((1,) * (patches.ndim - 1) + (-1,)) - 2 * patches @ known.T
-        with jax.ensure_compile_time_eval():
-            board = np.asarray(self.env.lay_out(jnp.arange(self.env.num_tiles))).ravel()
+        board = self._board()
         places = [int(np.argmax(board == i)) for i in range(self.env.num_tiles)]
         return jnp.argmin(distance, -1)[..., places]
+
+    def _board(self) -> np.ndarray:
+        """Which tile the picture shows at each place."""
+        with jax.ensure_compile_time_eval():
+            return np.asarray(self.env.lay_out(jnp.arange(self.env.num_tiles))).ravel()
 
     def _squared_error(self, predictions: Predictions) -> jax.Array:
         """Summed over the pixels (or entries) of each frame of the query, ``[Q, E]``."""
@@ -216,11 +256,14 @@ class _Batch:
             return (guess != truth).sum(-1) * self.valid.astype(jnp.float32)
         flat = jnp.asarray(self.pictures, jnp.float32).reshape(len(self.pictures), -1) / 255
         distances = ((flat[:, None] - flat[None]) ** 2).sum(-1)
-        return distances[guess, truth].sum(-1) * self.valid
+        times = jnp.asarray(np.bincount(self._board(), minlength=self.env.num_tiles), jnp.float32)
+        return distances[guess, truth] @ times * self.valid
 
     def _explained(self, predictions: Predictions) -> Ratio:
         obs = self.query.frames.obs.astype(jnp.float32) / (255.0 if spaces.is_image(self.space) else 1.0)
-        spread = ((obs - obs.mean((0, 1), keepdims=True)) ** 2).sum(tuple(range(2, obs.ndim))) * self.valid
+        counted = self.valid.reshape(*self.valid.shape, *(1,) * (obs.ndim - 2))
+        mean = (obs * counted).sum((0, 1), keepdims=True) / counted.sum()
+        spread = ((obs - mean) ** 2).sum(tuple(range(2, obs.ndim))) * self.valid
         return spread.sum(0) - self._squared_error(predictions).sum(0), spread.sum(0)
 
     def _frequencies(self, mask: jax.Array) -> Ratio:
@@ -238,8 +281,10 @@ class _Batch:
         }
 
     def _reward_right(self, predictions: Predictions) -> jax.Array:
-        guess = observations.two_hot_mean(predictions.reward[-1]) > 0.5
-        return (guess == (self.query.frames.reward[-1] > 0.5)).astype(jnp.float32)
+        last = jnp.maximum(self.valid.sum(0) - 1, 0)[None]  # the limit on steps may be longer than the episode
+        guess = observations.two_hot_mean(jnp.take_along_axis(predictions.reward, last[..., None], 0)[0]) > 0.5
+        truth = jnp.take_along_axis(self.query.frames.reward, last, 0)[0] > 0.5
+        return ((guess == truth) & self.valid[0]).astype(jnp.float32)
 
 
 def _contains(pool: jax.Array, items: jax.Array) -> jax.Array:

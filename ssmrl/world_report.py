@@ -20,7 +20,14 @@ from ssmrl.fields import UserError
 from ssmrl.nn.base import flat_carry
 from ssmrl.probes import majority, probe
 from ssmrl.spaces import Box
-from ssmrl.world_evaluation import context_length, evaluate_world_model, record_episodes
+from ssmrl.world_evaluation import (
+    context_length,
+    episode_frames,
+    evaluate_world_model,
+    measured_episodes,
+    record_episodes,
+    standard_error,
+)
 from ssmrl.world_model import WorldModel
 
 _BATCH = 64  # episodes at a time
@@ -39,11 +46,12 @@ def evaluate_run(
     step: str | int = "best",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure every seed of a run of a world model over fresh episodes; ``control`` is a run of it with ``model=none``.
+    """Measure every seed of a run of a world model over fresh ``episodes``, in whole batches.
 
-    Returns flat facts: for each metric its mean over seeds, and after its name ``/std``, ``/se`` (over episodes, where
-    known), ``/low`` and ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, over its episodes)
-    and ``/seed_i``; after ``control/`` the same of the control.
+    ``control`` is a run of the same task without a memory: ``model=none agent.posterior=obs``. Returns flat facts: for
+    each metric its mean over seeds, and after its name ``/std``, ``/se`` (over episodes, where known), ``/low`` and
+    ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, over its episodes) and ``/seed_i``; after
+    ``control/`` the same of the control.
     Metrics are those of :func:`ssmrl.world_evaluation.evaluate_world_model`, ``memory_gap`` (``tile_acc_seen`` minus
     the control's), ``predictive_entropy`` with one for each event, and for each fact of the environment
     ``probe_<fact>_<h|x>_<linear|mlp>`` and ``probe_<fact>_majority``. Writes them to ``eval/<step>_full.json``, and
@@ -56,6 +64,7 @@ def evaluate_run(
         other = evaluation.read_config(control)
         evaluation.check_world_model(control, other)
         _check_control(run_dir, config, control, other)
+    episodes = measured_episodes(episodes)
     scalars, curves, path = _measure(run_dir, config, step, episodes, seed)
     facts = {"env": config.env, "env_steps": int(path.name), "episodes": episodes, "seed": seed, "seeds": config.seeds}
     floor: dict[str, np.ndarray] = {}
@@ -68,10 +77,7 @@ def evaluate_run(
             if not name.endswith("_se"):
                 facts |= _statistics(f"{prefix}{name}", metrics[name], metrics.get(f"{name}_se"))
     if "tile_acc_seen" in floor:
-        pair = [scalars["tile_acc_seen"], floor["tile_acc_seen"]]
-        low, high = results.interval(pair, lambda a, b, axis: a.mean(axis) - b.mean(axis))
-        facts |= {"memory_gap": float(pair[0].mean() - pair[1].mean())}
-        facts |= {"memory_gap/low": float(low), "memory_gap/high": float(high)}
+        facts |= _gap(facts)
     plot = plotting.plot_horizon(curves, floor_curves, run_dir / "plots" / "horizon.png")
     facts |= {"plot": str(plot), "wall_s": time.perf_counter() - start}
     evaluation.write_json(run_dir / "eval" / f"{path.name}_full.json", facts)
@@ -99,15 +105,33 @@ def render(facts: Mapping[str, Any]) -> str:
     return "\n\n".join([f"{facts['env']}: {settings}", *text, f"plot: {facts['plot']} (and .csv)"])
 
 
+def _gap(facts: Mapping[str, Any]) -> dict[str, float]:
+    """How far ``tile_acc_seen`` is above the control's; intervals of differences as Zou and Donner 2008 combine them.
+
+    Of two intervals that are symmetric, as over the episodes of single seeds, the squared widths add up.
+    """
+    (mean, low, high), (floor, floor_low, floor_high) = (
+        [facts[f"{prefix}tile_acc_seen{k}"] for k in ("", "/low", "/high")] for prefix in ("", "control/")
+    )
+    gap = mean - floor
+    return {
+        "memory_gap": gap,
+        "memory_gap/low": gap - float(np.hypot(mean - low, floor_high - floor)),
+        "memory_gap/high": gap + float(np.hypot(high - mean, floor - floor_low)),
+    }
+
+
 def _check_control(run_dir: Path, config: Config, control: str | Path, other: Config) -> None:
+    remedy = f"train one: ssmrl worldmodel train {run_dir}/config.yaml model=none agent.posterior=obs"
     if other.env != config.env or other.env_parameters != config.env_parameters:
         differing = [k for k, v in config.env_parameters.items() if other.env_parameters.get(k) != v]
         what = f"its env is {other.env}" if other.env != config.env else f"it has another env.{differing[0]}"
-        raise UserError(
-            f"--control={control}: {what}; train one: ssmrl worldmodel train {run_dir}/config.yaml model=none"
-        )
+        raise UserError(f"--control={control}: {what}; {remedy}")
     if other.model != "none":
-        raise UserError(f"--control={control}: its model is {other.model}, but a control has model=none, no memory")
+        raise UserError(f"--control={control}: its model is {other.model}, which remembers; {remedy}")
+    if other.agent_parameters["posterior"] != "obs":  # an rssm's latent is a recurrent state
+        given = f"agent.posterior={other.agent_parameters['posterior']}"
+        raise UserError(f"--control={control}: it has {given}, whose latent remembers; {remedy}")
 
 
 def _measure(
@@ -158,7 +182,12 @@ def _entropies(network: WorldModel, params: Any, env: Any, env_params: Any, key:
     valid = (jnp.cumsum(recording.frames.reset[context:], axis=0) == 0)[..., None]  # not of a next episode
     masks = {"": jnp.broadcast_to(valid, entropy.shape)}
     masks |= {f"_{k}": v[context:] & valid for k, v in recording.events.items()}
-    return {f"predictive_entropy{k}": (entropy * mask).sum() / mask.sum() for k, mask in masks.items()}
+    found = {}
+    for k, mask in masks.items():
+        total, count = (entropy * mask).sum((0, 2)), mask.sum((0, 2))
+        found[f"predictive_entropy{k}"] = total.sum() / count.sum()
+        found[f"predictive_entropy{k}_se"] = standard_error(total, count)
+    return found
 
 
 def _probe_data(
@@ -168,7 +197,7 @@ def _probe_data(
 
     Neither ``h_t`` nor the carry ``x_t`` depends on observation ``t``. A carry that is too wide is left out.
     """
-    length, context = env.longest_episode(env_params) + 1, context_length(env, env_params)
+    length, context = episode_frames(env, env_params), context_length(env, env_params)
     chunk = max(1, (length - context) // _PROBED)
     used, size = length // chunk * chunk, min(episodes, _BATCH)
     times = np.arange(chunk - 1, used, chunk)
@@ -187,14 +216,17 @@ def _probe_data(
             features["x"] = flat_carry(seen.states.memory, (len(times), size))[late]
         return features, {k: v[times[late]] for k, v in recording.facts.items()}
 
-    found = lax.map(batch, jax.random.split(key, -(-episodes // size)))
+    found = lax.map(batch, jax.random.split(key, measured_episodes(episodes) // size))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(late), -1, x.shape[-1]), found)
 
 
 def _probes(
     features: Mapping[str, jax.Array], facts: Mapping[str, jax.Array], classes: Mapping[str, int], key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Accuracy of facts read out of the features; half of the episodes train the probes, the others test them."""
+    """Accuracy of facts read out of the features, with standard errors over the episodes that test the probes.
+
+    One half of the episodes trains them, the other tests them.
+    """
 
     def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         middle = x.shape[1] // 2
@@ -208,11 +240,14 @@ def _probes(
         for kind, hidden in (("linear", ()), ("mlp", _HIDDEN)):
             scores[f"{name}_{kind}"] = probe(x_train, train, x_test, test, key_probe, classes=counts, hidden=hidden)
     ends = np.cumsum([values.shape[-1] for values in facts.values()])
-    return {
-        f"probe_{fact}_{kind}": part.mean()
-        for kind, score in scores.items()
-        for fact, part in zip(facts, jnp.split(score, ends[:-1].tolist()), strict=True)
-    }
+    frames, found = next(iter(facts.values())).shape[0], {}
+    for kind, score in scores.items():
+        right = score.reshape(frames, -1, score.shape[-1])
+        for fact, part in zip(facts, jnp.split(right, ends[:-1].tolist(), axis=-1), strict=True):
+            accuracy = part.mean((0, 2))  # of each episode
+            found[f"probe_{fact}_{kind}"] = accuracy.mean()
+            found[f"probe_{fact}_{kind}_se"] = standard_error(accuracy, jnp.ones(len(accuracy)))
+    return found
 
 
 def _apply(network: WorldModel, params: Any, method: str, *args: Any) -> Any:

@@ -48,8 +48,8 @@ class S4WM(WorldLearner):
 
     @property
     def sequence_length(self) -> int:
-        """Frames in a sequence: an episode of n steps has n + 1."""
-        return self.num_steps or self.env.longest_episode(self.env_params) + 1
+        """Frames in a sequence."""
+        return self.num_steps or world_evaluation.episode_frames(self.env, self.env_params)
 
     @property
     def steps_per_update(self) -> int:

@@ -90,6 +90,7 @@ def test_what_is_measured_is_written(measured):
     assert np.isnan(measured["tile_acc_unseen"])
     assert 0.2 < measured["chance"] < 0.5
     assert 0 < measured["predictive_entropy"] < np.log(8)
+    assert measured["episodes"] == 128  # of 96 asked for: whole batches of 64
 
 
 def test_intervals_are_over_seeds_or_over_episodes(measured):
@@ -107,6 +108,14 @@ def test_intervals_are_over_seeds_or_over_episodes(measured):
 def test_the_control_is_the_floor(measured):
     gap = measured["tile_acc_seen"] - measured["control/tile_acc_seen"]
     assert measured["memory_gap"] == pytest.approx(gap)
+    assert measured["memory_gap/low"] < gap < measured["memory_gap/high"]  # the control is a single seed
+    single = {"tile_acc_seen": 0.9, "tile_acc_seen/low": 0.87, "tile_acc_seen/high": 0.93}
+    other = {"control/tile_acc_seen": 0.3, "control/tile_acc_seen/low": 0.26, "control/tile_acc_seen/high": 0.34}
+    found = world_report._gap(single | other)
+    assert [found[f"memory_gap{k}"] for k in ("", "/low", "/high")] == pytest.approx([0.6, 0.55, 0.65])
+    names = [k.removesuffix("/se") for k in measured if k.startswith("control/") and k.endswith("/se")]
+    unknown = {k for k in names if np.isfinite(measured[k]) and not np.isfinite(measured[f"{k}/low"])}
+    assert unknown == {"control/chance"}
     assert {"/" in k or f"control/{k}" in measured for k in measured if k.endswith("/se")} == {True}
     assert "control/probe_cue_x_linear" not in measured  # it carries nothing
     assert "control/probe_cue_h_linear" in measured
@@ -125,7 +134,7 @@ def test_curves_are_those_of_the_numbers(measured):
     [row] = csv.DictReader(Path("pair/plots/horizon.csv").read_text().splitlines())  # the query is one frame
     assert row["horizon"] == "1.0"
     for name in ("tile_acc_seen", "tile_acc_seen_shuffled", "gen_mse", "control/tile_acc_seen", "gen_mse/low"):
-        assert float(row[name]) == pytest.approx(measured[name], abs=1e-5)
+        assert float(row[name]) == pytest.approx(measured[name], rel=1e-5, abs=1e-5)
     assert row["tile_acc_unseen"] == ""
 
 
@@ -166,11 +175,22 @@ def test_noise_is_known_to_be_noise():
     assert found["predictive_entropy_constant"] == pytest.approx(0, abs=1e-6)
     assert np.log(4) - 0.04 < found["predictive_entropy_noise"] < np.log(4)
     assert found["predictive_entropy"] == pytest.approx(float(found["predictive_entropy_noise"]) / 2)
+    assert 0 <= found["predictive_entropy_noise_se"] < 0.01
+
+
+def test_the_accuracy_of_a_probe_comes_with_its_error_over_episodes():
+    """Half of the episodes say what the fact is, in all frames, and the features of the others nothing."""
+    facts = jnp.broadcast_to(jax.random.randint(jax.random.key(0), (64, 1), 0, 2), (5, 64, 1))
+    features = jnp.where(jnp.arange(64)[:, None] % 2 == 0, 2.0 * facts - 1, 0.0)
+    found = world_report._probes({"h": features}, {"side": facts}, {"side": 2}, jax.random.key(1))
+    accuracy = float(found["probe_side_h_linear"])
+    assert 0.5 < accuracy < 1
+    assert found["probe_side_h_linear_se"] == pytest.approx((accuracy * (1 - accuracy) / 32) ** 0.5, rel=1e-3)
 
 
 def test_a_film_marks_what_is_imagined(run, capsys):
     code, facts, err = typed(capsys, "imagine", run, "--episodes=2", "--fps=5")
-    assert (code, err, facts["context"], facts["frames"]) == (0, "", 5, [6, 6])
+    assert (code, err, facts["context"], facts["frames"]) == (0, "", [5, 5], [6, 6])
     assert facts["output"] == str(run / "media" / f"{2 * UPDATE}_seed_0_imagined_mode.gif")
     with Image.open(facts["output"]) as gif:
         red = []
@@ -193,7 +213,7 @@ def test_a_table_is_of_the_same_episodes(run, capsys):
         truth = [line[lines[0].index("truth") :].split()[0] for line in episode]
         assert truth[0] == truth[-1]
     code, facts, _ = typed(capsys, "imagine", run, "--output=x.png", "--episodes=2", "--max-frames=3")
-    assert (facts["context"], facts["frames"]) == (2, [3, 3])
+    assert (facts["context"], facts["frames"]) == ([2, 2], [3, 3])
     with Image.open("x.png") as sheet:
         assert sheet.size == (2 * 528, 3 * 268)
 
@@ -207,6 +227,40 @@ def test_wrong_tiles_are_framed(control):
     is_red = [(abs(x.astype(int) - film.RED).sum(-1) < 60).mean(0) > 0.5 for x in (right, wrong)]
     assert not is_red[0].any()
     assert np.flatnonzero(is_red[1])[[0, -1]].tolist() == pytest.approx([185, 343], abs=2)
+
+
+def test_a_world_of_pictures(shared_folder, capsys):
+    """Two updates, measured and watched."""
+    tiny = TINY | {"env.delay": 1, "env.pixels": True, "agent.channels": 1, "agent.num_envs": 2, "eval.episodes": 2}
+    words = ["worldmodel/cue_recall", *settings(tiny), f"total_steps={2 * 2 * 3}", "run.dir=pictures"]
+    assert main(["worldmodel", "train", *words, "--quiet"]) == 0
+    facts = json.loads(Path("pictures", "eval", "final.json").read_text())
+    assert 0 <= facts["tile_acc_seen"] <= 1
+    assert facts["gen_mse"] > 0
+    assert facts["gen_r2"] < 1
+    code, facts, _ = typed(capsys, "imagine", "pictures", "--episodes=1", "--output=pictures.png")
+    assert (code, facts["context"], facts["frames"]) == (0, [2], [3])
+    with Image.open("pictures.png") as sheet:
+        assert sheet.size == (2 * 528, 2 * 268)
+
+
+def test_what_is_imagined_of_an_episode_is_its_second_half():
+    """CartPole has no context of its own, and few episodes that last for half of the time limit."""
+    words = {
+        "env": "gymnax/CartPole-v1",
+        "env.delay": None,
+        "env.max_steps": 60,
+        "agent.hidden": [8],
+        "model.d_model": 8,
+    }
+    words = {k: v for k, v in (TINY | words).items() if v is not None}
+    agent = make_agent(resolve(["worldmodel/cue_recall", "worldmodel/backbones/gru"], words))
+    params = jax.jit(agent.init)(jax.random.key(0)).params
+    for episode in imagining._imagine(agent, params, jax.random.key(0), 4, "mode"):
+        assert 8 < episode.length < 61
+        assert episode.context == episode.length // 2
+        assert not episode.reward["truth"][0]
+        assert (episode.reward["truth"][1:] == 1).all()
 
 
 def test_a_run_goes_on_with_its_data_bit_for_bit(run, data):
@@ -252,11 +306,22 @@ def test_a_world_model_has_no_policy(control, capsys, words):
         (["eval", "control", "--episodes=1", "--sed=1"], ["--episodes=1: expected", "unknown option 'sed': did you"]),
         (["eval", "control", "--step=7"], ["control has no checkpoint '7': use best, latest or one of 0"]),
         (["eval", "control", "--control=other"], ["--control=other: it has another env.delay; train one: ssmrl"]),
-        (["eval", "control", "--control=gru"], ["--control=gru: its model is gru, but a control has model=none"]),
+        (
+            ["eval", "control", "--control=gru"],
+            [
+                "--control=gru: its model is gru, which remembers; train one: ssmrl worldmodel train"
+                " control/config.yaml model=none agent.posterior=obs"
+            ],
+        ),
+        (["eval", "control", "--control=rssm"], ["--control=rssm: it has agent.posterior=rssm, whose latent rememb"]),
         (["eval", "control", "--control=demo"], ["demo has a policy, its agent is ppo"]),
         (
             ["imagine", "control", "--output=x.html", "--seed-index=1"],
             ["--output=x.html: the suffix says what is written, one of .gif, .png, .txt", "--seed-index=1: control"],
+        ),
+        (
+            ["imagine", "control", "--output=x.png", "--fps=2"],
+            ["--fps=2: a .png has no frames per second; write a film"],
         ),
         (["train", "demo"], ["agent=ppo: a world model is agent=s4wm; name a preset of one"]),
         (["train", "worldmodel/cue_recal"], ["unknown preset 'worldmodel/cue_recal': did you mean"]),
@@ -278,9 +343,10 @@ def test_a_world_model_has_no_policy(control, capsys, words):
     ],
 )
 def test_errors(control, data, capsys, words, errors):
-    for name, preset in (("demo", ["demo"]), ("other", []), ("gru", [])):
+    for name, preset in (("demo", ["demo"]), ("other", []), ("gru", []), ("rssm", [])):
         Path(name).mkdir(exist_ok=True)
         changes = TINY | {"model": name if name == "gru" else "none", "env.delay": 5 if name == "other" else 4}
+        changes |= {"agent.posterior": "rssm" if name == "rssm" else "obs"}
         config = resolve(preset or ["worldmodel/cue_recall"], {} if preset else changes | {"model.d_model": 8})
         Path(name, "config.yaml").write_text(to_yaml(config))
     code, out, err = typed(capsys, *words)

@@ -391,6 +391,8 @@ def test_noise_is_fresh_and_the_constant_constant():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match=r"observed=9, context=10: some frames must come before the jump"):
         envs.make("memory/TwoRooms-Teleport", context=10, observed=9)
+    with pytest.raises(ConfigError, match=r"observed=3: without a jump .*: use teleport=true or observed=0"):
+        envs.make("memory/TwoRooms", observed=3)
     with pytest.raises(ConfigError, match="colors=10: expected integer >= 2 and <= 9"):
         envs.make("memory/RingRecall", colors=10)
     with pytest.raises(ConfigError, match="spacing=2: expected integer >= 3"):

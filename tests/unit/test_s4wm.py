@@ -20,7 +20,7 @@ from ssmrl.envs.memory.scripted import Annotation
 from ssmrl.frames import open_stream, record
 from ssmrl.nn.latents import CategoricalLatent
 from ssmrl.world_evaluation import evaluate_world_model
-from ssmrl.world_model import Latents
+from ssmrl.world_model import Latents, Predictions
 
 ACTIONS = spaces.Discrete(3)
 
@@ -408,10 +408,19 @@ def test_tiles_are_read_off_pictures(name):
         space = pixel_env.observation_space(params)
         network = SimpleNamespace(observation_space=space)
         batch = world_evaluation._Batch(network, {}, pixel_env, params, pictures)
-        return batch._truth(), tiles.frames.obs[batch.context :]
+        want = tiles.frames.obs[batch.context :]
+        others = jnp.roll(want, 1, axis=1)
+        guess = jnp.roll(pictures.frames.obs[batch.context :], 1, axis=1) / 255.0
+        network = SimpleNamespace(observation_space=tiles_env.observation_space(params))
+        of_tiles = world_evaluation._Batch(network, {}, tiles_env, params, tiles)
+        outputs = jax.nn.one_hot(others, len(tiles_env.kinds))
+        errors = (b._squared_error(Predictions(x, None, None)) for b, x in ((of_tiles, outputs), (batch, guess)))
+        return batch._truth(), want, *errors
 
-    got, want = read(jax.random.key(0))
+    got, want, error, error_of_pictures = read(jax.random.key(0))
     np.testing.assert_array_equal(got, want)
+    assert error.sum() > 0
+    np.testing.assert_allclose(error, error_of_pictures, rtol=1e-4, atol=1e-3)
 
 
 def test_a_time_limit_keeps_the_script_and_must_leave_something_to_imagine():
@@ -424,5 +433,59 @@ def test_a_time_limit_keeps_the_script_and_must_leave_something_to_imagine():
     np.testing.assert_array_equal(same.frames.action[:, 0], [0, 0, 0, 0, 0, 1])  # waits, then asks
     np.testing.assert_array_equal(longer.frames.action[:6], same.frames.action)
     assert (longer.cells[5] == 0).all()  # the cue, which is annotated as without the limit
+    endless = SimpleNamespace(name="my/Endless", longest_episode=lambda params: None)
+    with pytest.raises(registry.UserError, match=r"my/Endless has no time limit; use env\.max_steps=1000"):
+        world_evaluation.context_length(endless, None)
+    with pytest.raises(registry.UserError, match=r"after 5 steps: env.max_steps=4 ends .* use env.max_steps=5 or more"):
+        world_evaluation.context_length(*ssmrl.make_env("memory/DistractingMemory", width=2, max_steps=4))
     with pytest.raises(registry.UserError, match=r"observes 5 of an episode's 5 frames.* env.max_steps=5 or more"):
         ssmrl.train("worldmodel/cue_recall", quiet=True, **{"env.delay": 4, "env.max_steps": 4})
+
+
+@pytest.mark.parametrize("max_steps", [5, 9])
+def test_the_reward_is_that_of_the_episode_s_last_frame_however_long_it_might_last(max_steps):
+    env, params = ssmrl.make_env("memory/DistractingMemory", width=2, max_steps=max_steps)
+    recording = jax.jit(lambda key: world_evaluation.record_episodes(env, params, 64, key))(jax.random.key(0))
+    network = SimpleNamespace(observation_space=env.observation_space(params))
+    batch = world_evaluation._Batch(network, {}, env, params, recording)
+
+    def right(reward):
+        bins = jnp.linspace(-10, 10, 3)
+        logits = jnp.where(reward[..., None] > 0.5, 100.0 * (bins == 10.0), 100.0 * (bins == 0.0))
+        return float(batch._reward_right(Predictions(None, logits, None)).mean())
+
+    truth = recording.frames.reward[batch.context :]
+    assert right(truth) == 1
+    assert 0.25 < right(jnp.zeros_like(truth)) < 0.75  # one arm of two pays
+
+
+def test_the_query_of_an_environment_without_a_context_is_each_episodes_second_half():
+    """Episodes have 3 or 5 frames, and their times say which ones these are."""
+    env = Diary()
+    context = world_evaluation.context_length(env, env.default_params)
+    recording = jax.jit(lambda key: world_evaluation.record_episodes(env, env.default_params, 32, key))(
+        jax.random.key(0)
+    )
+    episode, _, time = np.moveaxis(np.asarray(recording.frames.obs), -1, 0)
+    for e in range(32):
+        frames = 3 if episode[context, e] % 3 == 0 else 5
+        own = slice(context - frames // 2, context - frames // 2 + frames)
+        np.testing.assert_array_equal(time[own, e], np.arange(frames))
+        assert len(set(episode[own, e])) == 1
+        assert recording.frames.reset[own.start, e]
+        assert own.stop == 5 or recording.frames.reset[own.stop, e]
+    assert {3, 5} == {3 if x % 3 == 0 else 5 for x in episode[context]}
+
+
+def test_the_score_is_the_first_event_that_is_declared():
+    """And not the first one of the alphabet."""
+
+    class Later(Colours):
+        has_reward = False
+
+        def annotate(self, state, params):
+            notes = super().annotate(state, params)
+            return Annotation(notes.cells, {"window": notes.events["door"], **notes.events}, {})
+
+    assert world_evaluation.score(Later(), EnvParams(4)) == "window_acc"
+    assert world_evaluation.score(*ssmrl.make_env("memory/NoisyTile")) == "constant_acc"

@@ -77,7 +77,7 @@ class NoisyTile(ScriptedEnvironment):
     def annotate(self, state: State, params: Any) -> Annotation:
         """See ``ScriptedEnvironment``; an event for each of the tiles, in every frame but the first."""
         later = (state.time > 0) & (jnp.arange(2) >= 0)
-        events = {name: later & (jnp.arange(2) == i) for i, name in enumerate(("noise", "constant"))}
+        events = {name: later & (jnp.arange(2) == i) for name, i in (("constant", 1), ("noise", 0))}
         cells = jnp.where(later, -1, jnp.array([-1, 0], jnp.int32))
         return Annotation(cells, events, {"constant": state.constant[None]})
 

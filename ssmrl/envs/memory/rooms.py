@@ -125,7 +125,10 @@ class Rooms(ScriptedEnvironment):
     observed: int = hp(0, "frames to observe after the one in which a jump ends", ge=0)
     pixels: bool = hp(False, "observe a picture of 40x40 pixels")
 
-    requires: ClassVar[dict[str, str]] = {"observed + 2 <= context": "some frames must come before the jump"}
+    requires: ClassVar[dict[str, str]] = {
+        "observed + 2 <= context": "some frames must come before the jump",
+        "teleport or observed == 0": "without a jump no frame comes after it",
+    }
     action_names = tiles.DIRECTIONS
 
     @property

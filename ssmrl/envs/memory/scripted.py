@@ -22,7 +22,8 @@ class Annotation:
 
     ``cells`` int32 ``[N]``: the piece of the layout that a tile shows; -1 where there is nothing to recall, or where
     copying from the previous frame would do. ``events`` by name, bool ``[N]``: tiles on which an accuracy of that name
-    is measured. ``facts`` by name, int32 ``[k]``: hidden truths, each in ``[0, fact_classes[name])``.
+    is measured, the first of which is the environment's score. ``facts`` by name, int32 ``[k]``: hidden truths, each in
+    ``[0, fact_classes[name])``.
     """
 
     cells: jax.Array
