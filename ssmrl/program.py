@@ -86,8 +86,6 @@ class Program:
             self.metrics = jax.eval_shape(self._update, self.values(self.agent), _first(self.like))[1]
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
-        for config, agent in zip(configs, agents, strict=True):
-            start_from(config, agent, self.like)
         self._keys_like = keys
         self._compiled: dict[str, Any] = {}
 

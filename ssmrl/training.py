@@ -79,7 +79,7 @@ def train(
         raise TypeError("a resolved configuration takes no presets and overrides: give them to ssmrl.resolve")
     check_sinks(config)
     program = Program([config], [build_agent(config)])
-    recorder = _recorder(program, config, program.agent, create_run_dir(config, command), quiet)
+    recorder = _recorder(program, config, program.agent, _new_run_dir(program, config, program.agent, command), quiet)
     return _only(_Loop(program, [(0, recorder, None)]).run())
 
 
@@ -117,7 +117,7 @@ def train_population(configs: Sequence[Config], *, slots: int | None = None, com
     agents = [build_agent(config) for config in configs]
     program = Program(configs, agents, min(slots or len(configs), len(configs)))
     trials = (
-        (i, _recorder(program, config, agent, create_run_dir(config, command)), None)
+        (i, _recorder(program, config, agent, _new_run_dir(program, config, agent, command)), None)
         for i, (config, agent) in enumerate(zip(configs, agents, strict=True))
     )
     runs = dict(_Loop(program, trials).run())
@@ -140,7 +140,8 @@ def continue_population(
     def begin() -> Iterator[Trial]:
         for number, config, agent, run_dir in trials:
             begun = (run_dir / "config.yaml").is_file()
-            recorder = _recorder(program, config, agent, run_dir if begun else create_run_dir(config))
+            run_dir = run_dir if begun else _new_run_dir(program, config, agent)
+            recorder = _recorder(program, config, agent, run_dir)
             (run_dir / "config.yaml").write_text(to_yaml(config))  # a kill may have torn it
             yield number, recorder, recorder.restore(program.like) if begun else None
 
@@ -150,6 +151,7 @@ def continue_population(
 def dry_run(config: Config) -> dict[str, Any]:
     """Build everything and trace its shapes without compiling: flat facts about what would run."""
     program = Program([config], [build_agent(config)])
+    start_from(config, program.agent, program.like)
     agent, state = program.agent, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.like)
     updates = num_updates(config, agent)
     obs_space, action_space = agent.env.observation_space(agent.env_params), agent.env.action_space(agent.env_params)
@@ -320,6 +322,12 @@ def _only(runs: Iterator[tuple[int, Run]]) -> Run:
     if run.error is not None:
         raise run.error
     return run
+
+
+def _new_run_dir(program: Program, config: Config, agent: Any, command: str = "") -> Path:
+    """Made when it is sure that there is what the run starts from; who resumes does not need it any more."""
+    start_from(config, agent, program.like)
+    return create_run_dir(config, command)
 
 
 def _recorder(program: Program, config: Config, agent: Any, run_dir: Path, quiet: bool = True) -> Recorder:

@@ -1,6 +1,7 @@
 """The program from end to end: train, evaluate, plot; and what it says when that cannot work."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,7 @@ import ssmrl
 from ssmrl import checkpoint, config, evaluation, training
 from ssmrl.evaluation import SCORE, load
 from ssmrl.registry import UserError
-from tests.cli.runs import TINY, UPDATES, assert_same_state, final, lines, status, train, typed, words
+from tests.cli.runs import PER_UPDATE, TINY, UPDATES, assert_same_state, final, lines, status, train, typed, words
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -39,6 +40,14 @@ def test_a_run_starts_with_what_another_has_learned(short, tmp_path):
         run = train(tmp_path / str(number), 1, seeds=2, init_from=str(path), agent__learning_rate=0.0)
         learned = load(short.dir, step=int((best if path == short.dir else first).name)).params
         assert_same_state(run.state.params, jax.tree.map(lambda x: np.stack([x, x]), learned))
+
+
+def test_a_run_goes_on_without_what_it_started_from(short, copy, tmp_path):
+    started = train(tmp_path / "run", 2, init_from=str(copy), agent__anneal="none")
+    whole = train(tmp_path / "whole", 3, init_from=str(short.dir), agent__anneal="none")
+    shutil.rmtree(copy)
+    resumed = training.resume(started.dir, {"total_steps": 3 * PER_UPDATE}, quiet=True)
+    assert_same_state(resumed.state.params, whole.state.params)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from ssmrl import (
     imagining,
     playing,
     plotting,
-    program,
     registry,
     training,
     world_report,
@@ -65,7 +64,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "export", lambda *_, **__: {"parameters": 1})
     monkeypatch.setattr(evaluation, "evaluate_exported", lambda *_, **__: {"return_mean": 0.0})
     monkeypatch.setattr(evaluation, "load", lambda run_dir: None)
-    monkeypatch.setattr(program, "start_from", lambda config, agent, state: state)
+    monkeypatch.setattr(training, "start_from", lambda config, agent, state: state)
     monkeypatch.setattr(adaptation, "adapt", lambda *_, **__: {})
     monkeypatch.setattr(adaptation, "render", lambda facts: "")
     monkeypatch.setattr(plotting, "plot_runs", lambda run_dirs, output, **_: run_dirs[0])
