@@ -95,7 +95,10 @@ def restore_parts(path: Path, state: Any, parts: Sequence[str]) -> Any:
         remedy = "it needs the same model and agent keys, and as many seeds, or one"
         raise CheckpointError(f"{path} does not fit this configuration: {difference}; {remedy}")
     arrays = _read(path, manifest)
-    leaves = [jnp.broadcast_to(arrays[name], leaf.shape) if name in expected else leaf for name, leaf in _leaves(state)]
+    leaves = [
+        jnp.broadcast_to(arrays[name], leaf.shape) if name in expected and leaf.size else leaf
+        for name, leaf in _leaves(state)
+    ]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 

@@ -63,13 +63,15 @@ def test_round_trip_is_bit_for_bit(tmp_path, state):
 
 def test_parts_of_a_checkpoint_replace_those_of_a_state(tmp_path):
     """The others stay; what one seed learned is every seed's."""
-    saved = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}, "params_old": jnp.ones((2, 1)), "key": jnp.zeros(2)}
+    none = jnp.zeros((2, 0))  # what has no entries is not saved
+    w = jnp.arange(6.0).reshape(2, 3)
+    saved = {"params": {"none": none, "w": w}, "params_old": jnp.ones((2, 1)), "key": jnp.zeros(2)}
     path = checkpoint.save(tmp_path, saved, env_steps=1)
-    new = {"params": {"w": jnp.zeros((2, 3))}, "params_old": jnp.zeros((2, 5)), "key": jnp.ones(2)}
+    new = {"params": {"none": none, "w": jnp.zeros((2, 3))}, "params_old": jnp.zeros((2, 5)), "key": jnp.ones(2)}
     assert same(checkpoint.restore_parts(path, new, ["params"]), new | {"params": saved["params"]})
     path = checkpoint.save(tmp_path, jax.tree.map(lambda x: x[:1], saved), env_steps=2)
     found = checkpoint.restore_parts(path, new, ["params"])
-    assert same(found, new | {"params": {"w": jnp.array([[0.0, 1, 2], [0, 1, 2]])}})
+    assert same(found, new | {"params": {"none": none, "w": jnp.array([[0.0, 1, 2], [0, 1, 2]])}})
     for other in ({"w": jnp.zeros((2, 4))}, {"w": jnp.zeros((2, 3), int)}, {"v": jnp.zeros((2, 3))}):
         with pytest.raises(CheckpointError, match=r"does not fit this configuration: params/"):
             checkpoint.restore_parts(path, new | {"params": other}, ["params"])
