@@ -48,7 +48,8 @@ def adapt(
     A curve's points are the episodes of a trial or, where a trial has no number of episodes, equal parts of its steps.
     Returns facts: for each player its name and ``/return`` (of a trial), ``/first`` and ``/last`` (of the curve's
     points), each followed by ``/low`` and ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, and
-    for references, over trials), and ``/curve``, a list. Writes them to ``eval/adapt.json``, and ``plots/adapt.png``
+    for references, over trials), and ``/curve``, a list; of a mixture also for each of its tasks. Writes them to
+    ``eval/adapt.json``, and the curves of all tasks together to ``plots/adapt.png``
     with a CSV. Another environment than the run's, and parameters other than the run's or that environment's own, are
     added to the names of the files and, as ``env.KEY``, to the facts. Raises ``UserError`` if there are no trials in
     the environment, or its spaces are not the policy's.
@@ -78,10 +79,9 @@ def adapt(
     changed = {f"env.{k}": show(v) for k, v in test.env_parameters.items() if v != usual.get(k, v)}
     facts |= changed
     suffix = _suffix([test.env] * (test.env != config.env) + [f"{k[4:]}={v}" for k, v in changed.items()])
-    curves = {}
-    for name, rewards in players.items():
-        curves[name] = _interval(rewards)
-        facts |= _facts(name, rewards, curves[name])
+    curves = {name: _interval(rewards) for name, rewards in players.items()}
+    for name, rewards in (players | _by_kind(env, players)).items():
+        facts |= _facts(name, rewards)
     x = np.arange(1, 1 + players[POLICY].shape[-1]) * (1 if env.episodes else env.steps / players[POLICY].shape[-1])
     output = run_dir / "plots" / f"adapt{suffix}.png"
     facts["plot"] = str(plotting.plot_adaptation(x, curves, output, facts["by"]))
@@ -103,11 +103,30 @@ def run_trials(
 
     ``wiped``: the policy's memory is reset before each point. ``key`` is consumed.
     """
-    keys = jax.random.split(key, -(-trials // _BATCH))
-    size = -(-trials // len(keys))
+    batches, size, kept = _layout(trials)
+    keys = jax.random.split(key, batches)
     found = [_run_batch(policy, env, env_params, k, size=size, greedy=greedy, wiped=wiped) for k in keys]
-    kept = np.arange(trials) * (len(keys) * size) // trials  # of a mixture's kinds, which are in order, as many
     return np.concatenate([np.asarray(x) for x in found])[kept]
+
+
+def _layout(trials: int) -> tuple[int, int, np.ndarray]:
+    """Batches, trials in each, and which of all of them count: of a mixture's kinds, which are in order, as many."""
+    batches = -(-trials // _BATCH)
+    size = -(-trials // batches)
+    return batches, size, np.arange(trials) * (batches * size) // trials
+
+
+def _by_kind(env: Trials, players: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The policy's rewards, and those with a wiped memory, in each task of a mixture."""
+    trials = players[POLICY].shape[1]
+    batches, size, kept = _layout(trials)
+    kinds = env.kinds(size) if hasattr(env, "kinds") else None
+    if kinds is None:
+        return {}
+    kinds = np.tile(kinds, batches)[kept]
+    return {
+        f"{name}, {task}": players[name][:, kinds == i] for i, task in enumerate(env.tasks) for name in (POLICY, WIPED)
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("env", "size", "greedy", "wiped"))
@@ -158,7 +177,8 @@ def _interval(rewards: np.ndarray) -> np.ndarray:
     return np.stack([means[0], means[0] - margin, means[0] + margin])
 
 
-def _facts(name: str, rewards: np.ndarray, curve: np.ndarray) -> dict[str, Any]:
+def _facts(name: str, rewards: np.ndarray) -> dict[str, Any]:
+    curve = _interval(rewards)
     numbers = {"return": _interval(np.nansum(rewards, -1)), "first": curve[:, 0], "last": curve[:, -1]}
     facts: dict[str, Any] = {}
     for what, found in numbers.items():

@@ -10,6 +10,7 @@ import numpy as np
 from ssmrl import spaces
 from ssmrl.envs.drawing import BLUE, FAINT, GREEN, GREY, INK, PAPER, RED, WHITE, Canvas
 from ssmrl.envs.memory import tiles
+from ssmrl.registry import UserError
 
 _PANEL = 200  # pixels
 _HOLD_MS = 1500  # how long the end of an episode stays
@@ -50,6 +51,14 @@ def frames(env: Any, params: Any, name: str, episodes: Sequence[Episode]) -> lis
         [_frame(env, params, name, f"episode {i}/{len(episodes)}", e, t) for t in range(e.length + 1)]
         for i, e in enumerate(episodes, 1)
     ]
+
+
+def check_fps(fps: float | None, kind: str) -> None:
+    """Raise ``UserError`` if ``fps`` is given for a file of a ``kind``, a suffix, that is no film."""
+    if fps is not None and kind != ".gif":
+        raise UserError(
+            f"--fps={fps:g}: a {kind} has no frames per second; write a film, --output=x.gif, or leave it out"
+        )
 
 
 def write_gif(path: Path, film: Sequence[Sequence[np.ndarray]], fps: float | None = None) -> None:

@@ -72,10 +72,7 @@ def imagine(
     kind = Path(output).suffix if output else ".gif" if pictures else ".txt"
     if not pictures and kind != ".txt":
         raise UserError(f"output={output}: what {agent.env.name} shows is no picture; write a table, --output=x.txt")
-    if fps is not None and kind != ".gif":
-        raise UserError(
-            f"--fps={fps:g}: a {kind} has no frames per second; write a film, --output=x.gif, or leave it out"
-        )
+    film.check_fps(fps, kind)
     params = jax.tree.map(lambda x: x[seed_index], state.params)
     shown = [_cut(e, max_frames) for e in _imagine(agent, params, jax.random.key(seed), episodes, draw)]
     written = Path(output) if output else None

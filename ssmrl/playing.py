@@ -45,7 +45,8 @@ def play(
     are cut off after ``max_steps``. ``step`` and ``seed_index`` choose in a run. With ``dream``, what happened is
     shown beside what the policy's world model imagines of it, ``dream_steps`` steps at a time (:mod:`ssmrl.dreams`).
     Returns ``output``, ``returns``, ``lengths``, ``endings`` and, where one was made, ``table``. Raises ``UserError``
-    for what the environment cannot show, and for a missing run, checkpoint, seed or world model.
+    for what the environment cannot show, for ``fps`` of what is no film, and for a missing run, checkpoint, seed or
+    world model.
     """
     policy, config, env_steps, stem = _trained(Path(path), step, seed_index)
     target, params = make_env(env) if env else make_env(config.env, **config.env_parameters)
@@ -53,6 +54,7 @@ def play(
     kind = ".txt" if text and output is None else Path(output).suffix if output else suffixes[0]
     if kind not in suffixes:
         raise UserError(f"output={output}: {target.name} can be shown as {', '.join(suffixes)}")
+    film.check_fps(fps, kind)
     evaluation.check_spaces(policy, target, params)
     played = [
         run_episode(policy, target, params, key, greedy=greedy, max_steps=max_steps)

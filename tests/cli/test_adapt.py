@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from ssmrl import adaptation, commands, envs
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
+from ssmrl.envs.meta.control import ControlMixture
 from ssmrl.nn.distributions import make_distribution
 
 pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
@@ -165,6 +167,21 @@ def test_kinds_of_a_mixture_count_alike(monkeypatch, trials):
     found = adaptation.run_trials(None, None, None, jax.random.key(0), trials=trials, greedy=True, wiped=False)
     counts = np.bincount(found[:, 0], minlength=6)
     assert (found.shape, np.ptp(counts)) == ((trials, 1), trials % 6 > 0)
+
+
+def test_each_task_of_a_mixture_has_a_curve(monkeypatch):
+    env = SimpleNamespace(
+        tasks=("a", "b"), kinds=ControlMixture(("control/PendulumSwingup", "control/ReacherEasy")).kinds
+    )
+    monkeypatch.setattr(adaptation, "_run_batch", lambda *_, size, **__: env.kinds(size)[:, None] * np.ones((1, 3)))
+    rewards = adaptation.run_trials(None, env, None, jax.random.key(0), trials=300, greedy=True, wiped=False)
+    curves = adaptation._by_kind(env, dict.fromkeys(("policy", "memory wiped", "random"), rewards[None]))
+    assert list(curves) == ["policy, a", "memory wiped, a", "policy, b", "memory wiped, b"]
+    for name, found in curves.items():
+        assert found.shape == (1, 150, 3)
+        assert (found == name.endswith("b")).all()
+    assert adaptation._by_kind(env, {"policy": rewards[None, :1]}) == {}  # too few to have every task
+    assert adaptation._by_kind(SimpleNamespace(), {"policy": rewards[None]}) == {}
 
 
 @pytest.mark.parametrize(

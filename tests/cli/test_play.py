@@ -165,6 +165,7 @@ def test_an_environment_without_a_picture_is_a_table(run, capsys, monkeypatch):
         (["--output=file/x.gif"], ["--output=file/x.gif: cannot be written; name a file in a folder of yours"]),
         (["--text", "--output=x.gif"], ["--text, --output=x.gif: a table or a picture; leave one out"]),
         (["--fps=0", "--episodes=0"], ["--fps=0: ", "--episodes=0: "]),
+        (["--text", "--fps=3"], ["--fps=3: a .txt has no frames per second; write a film"]),
         (["--step=7"], ["RUN has no checkpoint '7': use best, latest or one of"]),
         (["--env=bsuite/MemoryLen/3"], ["the policy was trained with observations in Discrete(n=4"]),
     ],

@@ -393,3 +393,28 @@ def test_players_score(id, player, score, idle):
     keys = jax.random.split(jax.random.key(0), 32)
     assert jax.jit(jax.vmap(functools.partial(play, player)))(keys).mean() > score
     assert jax.jit(jax.vmap(functools.partial(play, lambda x: jnp.zeros(env.task.num_actions))))(keys).mean() < idle
+
+
+@pytest.mark.parametrize("id", TASKS)
+def test_scaled_observations_are_as_large_as_they_usually_are(id):
+    (env, params), (scaled, _) = envs.make(f"control/{id}"), envs.make(f"control/{id}", scaled=True)
+    usual = jnp.array(env.task.usual)
+
+    def episode(key):
+        _, state = env.reset_env(key, params)
+        key_first, key = jax.random.split(key)
+        push = env.action_space(params).sample
+
+        def step(carry, key):
+            state, action = carry
+            anew, draw = jax.random.split(key)
+            action = jnp.where(jax.random.bernoulli(anew, 0.2), push(draw), action)
+            obs, state, *_ = env.step_env(key, state, action, params)
+            return (state, action), (obs, scaled.step_env(key, carry[0], action, params)[0])
+
+        return jax.lax.scan(step, (state, push(key_first)), jax.random.split(key, 200))[1]
+
+    obs, in_units = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), 64))
+    np.testing.assert_allclose(in_units, obs / usual[None, None], rtol=1e-5, atol=1e-6)
+    size = jnp.sqrt((in_units**2).mean((0, 1)))
+    assert ((size > 0.5) & (size < 2)).all(), size

@@ -35,6 +35,8 @@ def test_rows_have_their_kinds_and_tasks_of_their_own(mixture, tasks):
     drawn = np.asarray(jax.jit(few)(jax.random.split(jax.random.key(1), 300)))
     assert np.bincount(drawn, minlength=3).min() > 70
     assert (mixture.observation_space(None).shape, mixture.action_space(None).shape) == ((6,), (2,))
+    assert [m.scaled for m in mixture.members] == [True] * 3
+    assert [m.scaled for m in ControlMixture(THREE, scaled=False).members] == [False] * 3
 
 
 def test_kind_by_kind_is_one_by_one(mixture, tasks):
@@ -61,7 +63,7 @@ def test_kind_by_kind_is_one_by_one(mixture, tasks):
 
     # Each row is what its own environment makes of it.
     for row, id in ((0, THREE[0]), (4, THREE[1]), (7, THREE[2])):
-        env = registry.create(id)[0]
+        env = registry.create(id, scaled=True)[0]
         params = jax.tree.map(lambda x, row=row: x[row], tasks.members[THREE.index(id)])
         own, state = jax.jit(env.reset_env)(keys[row], params)
         np.testing.assert_allclose(batched[0][0][row], np.pad(own, (0, 6 - len(own))), atol=1e-6)

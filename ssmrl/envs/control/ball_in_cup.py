@@ -33,7 +33,7 @@ class BallInCup:
     time_step: float = 0.04
 
     size = 8
-    num_obs = 8
+    usual = (0.1, 0.1, 0.2, 0.2, 0.6, 0.6, 1.0, 1.0)
     num_actions = 2
     substeps = 10
     force = 5.0

@@ -27,7 +27,7 @@ class CartPole:
     time_step: float = 0.04
 
     size = 4
-    num_obs = 5
+    usual = (1.0, 0.7, 0.7, 2.0, 5.0)
     num_actions = 1
     cart_mass = 1.0
     force = 10.0

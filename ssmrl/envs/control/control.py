@@ -35,8 +35,8 @@ class Task(Protocol):
         """Numbers in a state."""
 
     @property
-    def num_obs(self) -> int:
-        """Numbers in an observation."""
+    def usual(self) -> tuple[float, ...]:
+        """How large each number in an observation usually is: its root mean square under random actions, rounded."""
 
     @property
     def num_actions(self) -> int:
@@ -121,6 +121,7 @@ class Control(Environment):
     """
 
     id: str = hp("PendulumSwingup", "the task, by the suite's name")
+    scaled: bool = hp(False, "observe each number in units of its usual size, as what is to be projected should be")
 
     def __post_init__(self) -> None:
         check(self)
@@ -160,7 +161,10 @@ class Control(Environment):
         return obs, after, self.task.reward(x, action).astype(jnp.float32), jnp.bool_(False), {}
 
     def _observed(self, time: jax.Array, x: jax.Array) -> tuple[jax.Array, State]:
-        return self.task.observe(x), State(time, jnp.pad(x, (0, SIZE - len(x))))
+        obs = self.task.observe(x)
+        if self.scaled:
+            obs /= jnp.array(self.task.usual)
+        return obs, State(time, jnp.pad(x, (0, SIZE - len(x))))
 
     def render(self, state: State, params: Params) -> np.ndarray:
         """Draw the task."""
@@ -168,7 +172,7 @@ class Control(Environment):
 
     def observation_space(self, params: Params) -> Box:
         """Float32 ``[n]``, unbounded."""
-        return Box(-np.inf, np.inf, (self.task.num_obs,))
+        return Box(-np.inf, np.inf, (len(self.task.usual),))
 
     def action_space(self, params: Params) -> Box:
         """Float32 ``[m]`` in ``[-1, 1]``: a share of each motor's strength."""

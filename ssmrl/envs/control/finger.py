@@ -55,9 +55,10 @@ class Finger:
     spinner = _paddle()
 
     @property
-    def num_obs(self) -> int:
+    def usual(self) -> tuple[float, ...]:
         """Turning has a target to see."""
-        return 12 if self.target else 9
+        alone = (1.5, 1.5, 0.1, 0.1, 5.0, 3.0, 3.0, 0.5, 0.5)
+        return (*alone, 0.1, 0.1, 0.1) if self.target else alone
 
     def reset(self, key: jax.Array, mixing: jax.Array) -> jax.Array:
         """Rest at any angles at which nothing touches: the first such of eight."""

@@ -25,7 +25,7 @@ class Acrobot:
     time_step: float = 0.04
 
     size = 4
-    num_obs = 6
+    usual = (0.7, 0.7, 0.7, 0.7, 3.0, 6.0)
     num_actions = 1
     torque = 2.0
     upper = Link.capsule(length=1.0, radius=0.05, mass=1.0)
@@ -82,7 +82,7 @@ class Reacher:
     time_step: float = 0.04
 
     size = 6
-    num_obs = 6
+    usual = (4.0, 2.0, 0.15, 0.15, 2.5, 2.5)
     num_actions = 2
     substeps = 8
     torque = 0.05

@@ -22,7 +22,7 @@ class Pendulum:
     time_step: float = 0.05
 
     size = 2
-    num_obs = 3
+    usual = (0.7, 0.7, 3.0)
     num_actions = 1
     ball = Link.ball(distance=0.5, radius=0.05, mass=1.0)
 

@@ -26,7 +26,7 @@ class PointMass:
     time_step: float = 0.05
 
     size = 8
-    num_obs = 4
+    usual = (0.2, 0.2, 0.05, 0.05)
     num_actions = 2
     mass = 0.3
     force = 0.1

@@ -6,7 +6,13 @@ steps; here a trial has five episodes of 200 steps, so that the rise from episod
 """
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
+
+from ssmrl.envs.base import Environment
+from ssmrl.envs.control.control import Control
+from ssmrl.envs.meta import references
 from ssmrl.envs.meta.mixture import Mixture
 from ssmrl.registry import envs, hp
 
@@ -60,3 +66,13 @@ class ControlMixture(Mixture):
         ),
         "ids of environments whose observations are vectors and whose actions are in [-1, 1]",
     )
+    scaled: bool = hp(True, "observe control tasks in units of usual sizes: once projected, nothing can be normalised")
+
+    def member(self, id: str) -> Environment:
+        """The environment that ``id`` names, scaled if it can be."""
+        env = super().member(id)
+        return dataclasses.replace(env, scaled=self.scaled) if isinstance(env, Control) else env
+
+    def references(self) -> dict[str, Callable[..., jax.Array]]:
+        """See :mod:`ssmrl.envs.meta.references`."""
+        return {"random": references.random}

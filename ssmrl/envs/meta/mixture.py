@@ -70,7 +70,12 @@ class Mixture(Environment):
     @functools.cached_property
     def members(self) -> tuple[Environment, ...]:
         """The environments."""
-        return tuple(envs.create(id)[0] for id in self.tasks)
+        return tuple(self.member(id) for id in self.tasks)
+
+    def member(self, id: str) -> Environment:
+        """The environment that ``id`` names."""
+        env: Environment = envs.create(id)[0]
+        return env
 
     @functools.cached_property
     def _forms(self) -> tuple[Any, ...]:
@@ -99,10 +104,13 @@ class Mixture(Environment):
     def sample_tasks(self, keys: jax.Array, params: MixtureParams, axis: int | None = None) -> MixtureParams:
         """See ``Environment``; the members do not change: row ``i`` of ``B`` is of kind ``i * n // B``."""
         drawn = super().sample_tasks(keys, params, axis)
-        if len(keys) < len(self.members):
-            return drawn
-        kinds = jnp.arange(len(keys), dtype=jnp.int32) * len(self.members) // len(keys)
-        return dataclasses.replace(drawn, task=kinds)
+        kinds = self.kinds(len(keys))
+        return drawn if kinds is None else dataclasses.replace(drawn, task=jnp.asarray(kinds, jnp.int32))
+
+    def kinds(self, batch: int) -> np.ndarray | None:
+        """Which member each row of a batch is, int ``[batch]``; None for one so small that they are drawn."""
+        n = len(self.members)
+        return None if batch < n else np.arange(batch) * n // batch
 
     def reset_env(self, key: jax.Array, params: MixtureParams) -> tuple[jax.Array, MixtureState]:
         """See ``Environment``."""
