@@ -49,10 +49,10 @@ def adapt(
     Returns facts: for each player its name and ``/return`` (of a trial), ``/first`` and ``/last`` (of the curve's
     points), each followed by ``/low`` and ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, and
     for references, over trials), and ``/curve``, a list; of a mixture also for each of its tasks. Writes them to
-    ``eval/adapt.json``, and the curves of all tasks together to ``plots/adapt.png``
-    with a CSV. Another environment than the run's, and parameters other than the run's or that environment's own, are
-    added to the names of the files and, as ``env.KEY``, to the facts. Raises ``UserError`` if there are no trials in
-    the environment, or its spaces are not the policy's.
+    ``eval/adapt.json``, and the curves of all tasks together to ``plots/adapt.png`` with a CSV. Another environment
+    than the run's, and parameters other than the run's or that environment's own, are added to the names of the files
+    and, as ``env.KEY``, to the facts. Raises ``UserError`` if there are no trials in the environment, or its spaces are
+    not the policy's.
     """
     run_dir, start = Path(run_dir), time.perf_counter()
     config = evaluation.read_config(run_dir)
@@ -123,9 +123,11 @@ def _by_kind(env: Trials, players: Mapping[str, np.ndarray]) -> dict[str, np.nda
     kinds = env.kinds(size) if hasattr(env, "kinds") else None
     if kinds is None:
         return {}
-    kinds = np.tile(kinds, batches)[kept]
+    tasks = np.array(env.tasks)[np.tile(kinds, batches)[kept]]  # a task may be named more than once
     return {
-        f"{name}, {task}": players[name][:, kinds == i] for i, task in enumerate(env.tasks) for name in (POLICY, WIPED)
+        f"{name}, {task}": players[name][:, tasks == task]
+        for task in dict.fromkeys(env.tasks)
+        for name in (POLICY, WIPED)
     }
 
 

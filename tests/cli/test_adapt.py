@@ -180,6 +180,12 @@ def test_each_task_of_a_mixture_has_a_curve(monkeypatch):
     for name, found in curves.items():
         assert found.shape == (1, 150, 3)
         assert (found == name.endswith("b")).all()
+    twice = SimpleNamespace(tasks=("a", "a"), kinds=env.kinds)
+    curves = adaptation._by_kind(twice, dict.fromkeys(("policy", "memory wiped"), rewards[None]))
+    assert [(name, found.shape) for name, found in curves.items()] == [
+        ("policy, a", (1, 300, 3)),
+        ("memory wiped, a", (1, 300, 3)),
+    ]
     assert adaptation._by_kind(env, {"policy": rewards[None, :1]}) == {}  # too few to have every task
     assert adaptation._by_kind(SimpleNamespace(), {"policy": rewards[None]}) == {}
 
