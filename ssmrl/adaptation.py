@@ -79,9 +79,11 @@ def adapt(
     changed = {f"env.{k}": show(v) for k, v in test.env_parameters.items() if v != usual.get(k, v)}
     facts |= changed
     suffix = _suffix([test.env] * (test.env != config.env) + [f"{k[4:]}={v}" for k, v in changed.items()])
-    curves = {name: _interval(rewards) for name, rewards in players.items()}
+    curves = {}
     for name, rewards in (players | _by_kind(env, players)).items():
-        facts |= _facts(name, rewards)
+        curves[name] = _interval(rewards)
+        facts |= _facts(name, rewards, curves[name])
+    curves = {name: curves[name] for name in players}
     x = np.arange(1, 1 + players[POLICY].shape[-1]) * (1 if env.episodes else env.steps / players[POLICY].shape[-1])
     output = run_dir / "plots" / f"adapt{suffix}.png"
     facts["plot"] = str(plotting.plot_adaptation(x, curves, output, facts["by"]))
@@ -179,8 +181,7 @@ def _interval(rewards: np.ndarray) -> np.ndarray:
     return np.stack([means[0], means[0] - margin, means[0] + margin])
 
 
-def _facts(name: str, rewards: np.ndarray) -> dict[str, Any]:
-    curve = _interval(rewards)
+def _facts(name: str, rewards: np.ndarray, curve: np.ndarray) -> dict[str, Any]:
     numbers = {"return": _interval(np.nansum(rewards, -1)), "first": curve[:, 0], "last": curve[:, -1]}
     facts: dict[str, Any] = {}
     for what, found in numbers.items():
