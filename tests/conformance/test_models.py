@@ -41,6 +41,7 @@ OTHERS = [
     ("transformer", {"window": 1, "norm": "gtrxl", "skip": "gru"}),
     ("deltanet", {"scan": "chunked", "num_heads": 2, "head_dim": 5, "conv": 2}),
     ("deltanet", {"gate": False, "negative_eigenvalues": True, "conv": 1, "num_heads": 3, "head_dim": 3}),
+    ("deltanet", {"rotation": 0.5, "num_heads": 2, "head_dim": 5}),
     ("mamba2", {"scan": "chunked", "num_heads": 2, "head_dim": 3, "d_state": 5, "conv": 1}),
 ]
 MODELS = [
@@ -57,7 +58,7 @@ AROUND = [(name, {"norm": "pre", "glu": "full", "skip": "gru", "activation": "ge
         *MODELS[: len(NAMES)],
         *(("s5", VARIANTS[i]) for i in (5, 6, 9)),
         ("transformer", {"window": 3}),
-        ("deltanet", {"scan": "chunked", "num_heads": 1, "head_dim": 4, "conv": 1}),
+        ("deltanet", {"scan": "chunked", "num_heads": 1, "head_dim": 4, "conv": 1, "rotation": 1.0}),
     ],
 )
 def test_contract(name, options):
@@ -179,11 +180,20 @@ def short_convolution(kernel, buffer, x, reset):
 
 def deltanet(layer, p, carry, x, reset):
     """Yang et al. 2025, section 3.1; strengths up to 2: Grazzi et al. 2025; step by step and head by head."""
-    (S, *buffer), qkv = carry, x @ p["qkv"]["kernel"]
-    if buffer:
-        buffer[0], qkv = short_convolution(p["conv"], buffer[0], qkv, reset)
+    (S, *rest), qkv = carry, x @ p["qkv"]["kernel"]
+    if layer.conv > 1:
+        rest[-1], qkv = short_convolution(p["conv"], rest[-1], qkv, reset)
     heads = (*x.shape[:2], 3, layer.num_heads, layer.head_dim)
     q, k, v = np.moveaxis(silu(qkv).reshape(heads), 2, 0)
+    if layer.rotation:  # of pairs of features, as complex numbers
+        angle, n = np.array(rest[0]), round(layer.rotation * (layer.head_dim // 2))
+        moves, ahead = np.split(x @ p["turn"]["kernel"], 2, axis=-1)
+        for t, (move, r) in enumerate(zip(moves, reset, strict=True)):
+            angle = np.where(r[:, None], 0, angle) + move
+            for z, turn in ((q, angle), (k, angle + ahead[t])):
+                pair = (z[t, ..., :n] + 1j * z[t, ..., n : 2 * n]) * np.exp(1j * turn.reshape(*z.shape[1:3], n))
+                z[t, ..., :n], z[t, ..., n : 2 * n] = pair.real, pair.imag
+        rest[0] = angle % (2 * np.pi)
     q, k = (z / np.sqrt((z**2).sum(-1, keepdims=True) + 1e-6) for z in (q, k))
     beta, alpha, g = sigmoid(x @ p["beta"]["kernel"]) * (1 + layer.negative_eigenvalues), np.ones_like(q[..., 0]), None
     if layer.gate:
@@ -197,7 +207,7 @@ def deltanet(layer, p, carry, x, reset):
         o[t, b, h] = S[b, h] @ q[t, b, h]
     o = p["norm"]["scale"] * o / np.sqrt((o**2).mean(-1, keepdims=True) + 1e-5)
     y = (o if g is None else o * g).reshape(*x.shape[:2], -1) @ p["out"]["kernel"]
-    return (S.swapaxes(-1, -2), *buffer), y
+    return (S.swapaxes(-1, -2), *rest), y
 
 
 def mamba2(layer, p, carry, x, reset):

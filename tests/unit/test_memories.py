@@ -1,6 +1,7 @@
 """What single sequence models promise beyond the contract and their formulas."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,37 @@ def test_deltanet_starts_by_forgetting_slowly():
     variables, *_ = draw(make_model("deltanet", d_model=D, num_heads=3, dt_min=0.001, dt_max=0.1).layer)
     steps = np.log1p(np.exp(variables["params"]["dt_bias"])) * np.exp(variables["params"]["A_log"])
     np.testing.assert_allclose(steps, [0.001, 0.01, 0.1], rtol=1e-4)
+
+
+def test_turning_keys_follow_a_position_and_replace_what_was_there():
+    """On a ring, what was painted last at a place is read there, whichever way one came, however often it changed."""
+    places, colors, steps = 5, 3, 60
+    size = 2 * places  # a place is a complex number of each frequency
+    layer = make_model("deltanet", d_model=size, num_heads=1, head_dim=size, gate=False, conv=1, rotation=1.0).layer
+    frequencies = 2 * np.pi * np.arange(places) / places
+    read = np.zeros((2 + colors, 3 * size))  # inputs: 1, the step to here, what was painted before it where one stood
+    read[0, :places] = read[0, size : size + places] = 10  # queries and keys: 1 at the origin
+    read[2:, 2 * size : 2 * size + colors] = 10 * np.eye(colors)
+    turn = np.zeros((2 + colors, 2 * places))
+    turn[1] = [*frequencies, *-frequencies]  # keys go back to before the step
+    strength = np.zeros((2 + colors, 1))
+    strength[0] = 20
+    kernels = {"qkv": read, "turn": turn, "beta": strength, "out": np.eye(size)}
+    params = {name: {"kernel": jnp.float32(kernel)} for name, kernel in kernels.items()}
+    params["norm"] = {"scale": jnp.ones(size)}
+
+    rng = np.random.default_rng(0)
+    step, paint = rng.choice([-1, 1], steps), rng.integers(colors, size=steps)
+    x = np.concatenate([np.ones((steps, 1)), step[:, None], np.eye(colors)[paint]], -1).astype(np.float32)
+    _, y = layer.apply({"params": params}, layer.initialize_carry(), x, np.zeros(steps, bool))
+    painted, revisits = {}, 0
+    for t, (place, here) in enumerate(pairwise(np.cumsum([0, *step]) % places)):
+        painted[place] = paint[t]
+        if here in painted:
+            assert np.argmax(y[t, :colors]) == painted[here]
+            assert y[t, painted[here]] > 10 * np.abs(y[t, :colors]).sum() - 10 * y[t, painted[here]]
+            revisits += 1
+    assert revisits > steps / 2
 
 
 def test_short_convolution_weighs_the_last_values_of_a_sequence():
