@@ -47,7 +47,9 @@ def entries(registry: Registry, pattern: str = "") -> tuple[str, list[dict[str, 
     shown = [chosen] if chosen else found
     facts = [_facts(e) for e in shown]
     if registry.kind == "env" and pattern and len(found) <= _FEW:
+        trained = _presets_by_env()
         shapes = {e.name: _env_shapes(e) for e in found or shown}
+        shapes = {name: s | {"presets": trained.get(s["name"], {})} for name, s in shapes.items()}
         facts = [fact | shapes[fact["name"]] for fact in facts]
         lines += ["", *_blocks([*shapes.values()])]
     elif registry.kind == "env":
@@ -107,8 +109,16 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return {"name": entry.name, "doc": entry.doc, "parameters": parameters, "requires": entry.requires}
 
 
+def _presets_by_env() -> dict[str, dict[str, str]]:
+    """For each environment the presets that train on it, with the line that each says about itself."""
+    found: dict[str, dict[str, str]] = {}
+    for preset, doc in config.presets().items():
+        found.setdefault(config.resolve([preset]).env, {})[preset] = doc
+    return found
+
+
 def _env_shapes(entry: Entry) -> dict[str, Any]:
-    """Build an environment and read its spaces and its time limit; also the presets for it."""
+    """Build an environment and read its spaces and its time limit."""
     from ssmrl import envs
 
     name = entry.name if entry.suffix is None else f"{entry.name}/{entry.parameters()[entry.suffix].default}"
@@ -117,14 +127,12 @@ def _env_shapes(entry: Entry) -> dict[str, Any]:
     except UserError as error:
         return {"name": name, "unavailable": str(error)}
     limit = env.longest_episode(params)
-    trained = [preset for preset in config.presets() if config.resolve([preset]).env == name]
     return {
         "name": name,
         "observation": _space(env.observation_space(params)),
         "action": _space(env.action_space(params)),
         "action_names": list(getattr(env, "action_names", ())),
         "max_steps": None if limit is None else int(limit),
-        "presets": {preset: config.presets()[preset] for preset in trained},
     }
 
 

@@ -1,5 +1,6 @@
 """Strict numerics for every test, and a compilation cache that outlives the run (git-ignored)."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ if jax.__version_info__ < (0, 11):
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_platforms", "cpu")
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that live: looking for garbage was a tenth of all time
 
 
 @pytest.hookimpl(tryfirst=True)
