@@ -288,8 +288,9 @@ def test_doors_and_keys_follow_the_rules_under_the_script():
         assert corridor.open == {0, 1, 2}
 
 
-def test_doors_and_keys_follow_the_rules_under_random_actions():
-    env, params = envs.make("memory/MultiDoorsKeys")
+@pytest.mark.parametrize("colors", [0, 5])
+def test_doors_and_keys_follow_the_rules_under_random_actions(colors):
+    env, params = envs.make("memory/MultiDoorsKeys", colors=colors)
     actions = jax.random.choice(jax.random.key(5), jnp.array([0, 1, 1, 2, 2, 3, 4, 4, 5, 5]), (16, 400))
 
     def episode(key, actions):
@@ -303,6 +304,8 @@ def test_doors_and_keys_follow_the_rules_under_random_actions():
 
     keys = jax.random.split(jax.random.key(6), len(actions))
     starts, (obs, rewards) = jax.device_get(jax.jit(jax.vmap(episode))(keys, actions))
+    assert (np.sort(starts.key_colors) == np.sort(starts.door_colors)).all()
+    assert {*starts.key_colors.ravel().tolist()} == {*range(colors or 3)}
     states = jax.tree.map(lambda x: x[:, None], starts)
     total = 0
     for e in range(len(actions)):
@@ -397,3 +400,5 @@ def test_settings_that_cannot_be_are_refused():
         envs.make("memory/RingRecall", colors=10)
     with pytest.raises(ConfigError, match="spacing=2: expected integer >= 3"):
         multi_doors_keys.MultiDoorsKeys(spacing=2)
+    with pytest.raises(ConfigError, match=r"colors=2.*no two keys have one colour"):
+        envs.make("memory/MultiDoorsKeys-3", colors=2)

@@ -1,7 +1,7 @@
 """MultiDoorsKeys: a corridor with keys on one side, doors on the other, and a hand that holds one key."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,10 @@ TRIES = 2  # of each door with each key
 class State(EnvState):
     """The corridor, and who is in it.
 
-    ``key_colors`` and ``door_colors`` int32 ``[n]``: permutations, from left to right; ``taken`` and ``opened`` bool
-    ``[n]``: keys and doors by place; ``held`` int32: the colour of the key in the hand, from 1; 0 is none; ``position``
-    and ``previous`` int32 ``[2]``: row and column; ``facing`` int32; ``toggled`` int32: what the last action toggled.
+    ``key_colors`` and ``door_colors`` int32 ``[n]``: the same colours, from left to right; ``taken`` and ``opened``
+    bool ``[n]``: keys and doors by place; ``held`` int32: the colour of the key in the hand, from 1; 0 is none;
+    ``position`` and ``previous`` int32 ``[2]``: row and column; ``facing`` int32; ``toggled`` int32: what the last
+    action toggled.
     """
 
     key_colors: jax.Array
@@ -62,13 +63,18 @@ class MultiDoorsKeys(ScriptedEnvironment):
     random order, it takes the key and tries every door in random order, twice. The time limit is the longest that this
     can take; it picks at nothing until then.
 
+    Each episode has ``num_keys`` of the ``colors`` colours: with the colours of a larger task, what is learned in a
+    smaller one fits it.
+
     After the Multi Doors Keys of Deng et al. 2023, "Facing Off World Model Backbones: RNNs, Transformers, and S4".
     """
 
     num_keys: int = hp(3, "keys, and doors", ge=1, le=9)
+    colors: int = hp(0, "colours that there are, 0 for as many as keys", ge=0, le=9)
     spacing: int = hp(3, "columns from a door to the next", ge=3)
     pixels: bool = hp(False, "observe a picture of 40x40 pixels")
 
+    requires: ClassVar[dict[str, str]] = {"colors == 0 or colors >= num_keys": "no two keys have one colour"}
     action_names = (*tiles.DIRECTIONS, "pick", "toggle")
 
     @property
@@ -89,6 +95,11 @@ class MultiDoorsKeys(ScriptedEnvironment):
         return self.spacing * crossings + climbs + n + TRIES * n**2
 
     @property
+    def _num_colors(self) -> int:
+        """How many colours there are."""
+        return self.colors or self.num_keys
+
+    @property
     def _length(self) -> int:
         """Steps from the first door to the last."""
         return self.spacing * (self.num_keys - 1)
@@ -101,13 +112,13 @@ class MultiDoorsKeys(ScriptedEnvironment):
     @property
     def kinds(self) -> tuple[tiles.Tile, ...]:
         """Wall, floor, the agent's four facings; keys, locked doors and open doors of each colour."""
-        things = ((shape, i) for shape in ("key", "locked", "open") for i in range(self.num_keys))
+        things = ((shape, i) for shape in ("key", "locked", "open") for i in range(self._num_colors))
         return (*tiles.BASE, *things)
 
     @property
     def fact_classes(self) -> dict[str, int]:
         """The key in the hand, which doors are open, and where the agent is."""
-        return {"held": self.num_keys + 1, "opened": 2, "position": (BOTTOM - TOP + 1) * (self._length + 1)}
+        return {"held": self._num_colors + 1, "opened": 2, "position": (BOTTOM - TOP + 1) * (self._length + 1)}
 
     def _places(self) -> np.ndarray:
         """Which of ``_contents`` lies where, int32 ``[7, length + 5]``."""
@@ -119,13 +130,16 @@ class MultiDoorsKeys(ScriptedEnvironment):
 
     def _contents(self, state: State) -> jax.Array:
         """Kinds of tiles: wall, floor, the doors from left to right, the keys from left to right."""
-        doors = KEY + self.num_keys * (1 + state.opened) + state.door_colors
+        doors = KEY + self._num_colors * (1 + state.opened) + state.door_colors
         keys = jnp.where(state.taken, tiles.FLOOR, KEY + state.key_colors)
         return jnp.concatenate([jnp.array([tiles.WALL, tiles.FLOOR], jnp.int32), doors, keys])
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, State]:
         """See ``Environment``; the agent starts below the first door."""
         keys, doors = _orders(key, 2, self.num_keys)
+        if self._num_colors > self.num_keys:
+            some = jax.random.permutation(jax.random.fold_in(key, 1), jnp.arange(self._num_colors, dtype=jnp.int32))
+            keys, doors = some[keys], some[doors]
         position, closed = jnp.array([TOP, FIRST], jnp.int32), jnp.zeros(self.num_keys, bool)
         state = State(
             time=jnp.int32(0),
