@@ -18,9 +18,10 @@ gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that live: lookin
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Most tests compile for seconds what runs for milliseconds; those that train keep XLA's optimisations."""
-    trains = item.path.parent.name in ("cli", "learning") and not item.get_closest_marker("unoptimised")
-    jax.config.update("jax_disable_most_optimizations", not trains)
+    """Most tests compile for seconds what runs for milliseconds: they, and programs they start, do not optimise."""
+    optimised = item.get_closest_marker("optimised") or item.get_closest_marker("slow")
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not optimised))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ from ssmrl.config import resolve, to_yaml
 from ssmrl.envs.meta.control import ControlMixture
 from ssmrl.nn.distributions import make_distribution
 
-pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.usefixtures("shared_folder")
 
 BANDIT = ["env=meta/Bandit", "env.trial_episodes=6", "agent.num_envs=4", "agent.num_steps=12", "agent.epochs=1"]
 BANDIT += ["agent.num_minibatches=1", "agent.heads=[4]", "model=gru", "model.d_model=4", "total_steps=96", "wandb=off"]

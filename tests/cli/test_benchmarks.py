@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.usefixtures("shared_folder")
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dreamer.py"
 

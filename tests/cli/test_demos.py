@@ -14,7 +14,7 @@ from ssmrl.frames import Frames
 from ssmrl.imitation import imitation_loss
 from ssmrl.nn.distributions import make_distribution
 
-pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.usefixtures("shared_folder")
 
 TINY = ["env=popgym/RepeatPreviousEasy", "agent.num_envs=4", "agent.num_steps=8", "agent.epochs=1", "agent.heads=[8]"]
 TINY += ["agent.num_minibatches=2", "model=gru", "model.d_model=8", "wandb=off", "--quiet"]

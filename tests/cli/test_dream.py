@@ -23,7 +23,7 @@ from ssmrl.frames import Frames
 from ssmrl.nn.observations import symexp, two_hot_mean
 from ssmrl.policy import RunningStats
 
-pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.usefixtures("shared_folder")
 
 TINY = {
     "env": "gymnax/Pendulum-v1",

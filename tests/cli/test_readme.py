@@ -24,8 +24,6 @@ from ssmrl import (
 from ssmrl.cli import main
 from ssmrl.config import resolve, to_yaml
 
-pytestmark = pytest.mark.unoptimised
-
 ROOT = Path(__file__).parents[2]
 PAGES = {p: p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 TEXT = "\n".join(PAGES.values())

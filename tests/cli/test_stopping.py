@@ -40,10 +40,8 @@ def test_killed_and_resumed_it_ends_bit_for_bit_as_if_never_stopped(reference, t
     assert status(tmp_path / "run")["status"] == "done"
 
 
-@pytest.mark.unoptimised
-def test_a_killed_dreamer_goes_on_with_its_replay(tmp_path, monkeypatch):
+def test_a_killed_dreamer_goes_on_with_its_replay(tmp_path):
     """And is exported as it is: the parts that acting does not need, too."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the program too: else it rounds otherwise
     updates = UPDATES // 2
     reference = train(tmp_path / "reference", updates, DREAMER, checkpoint__every=updates)
     code, err = stop_by(signal.SIGKILL, tmp_path / "run", updates, DREAMER)

@@ -19,7 +19,7 @@ from ssmrl.envs import make as make_env
 from ssmrl.nn import latents
 from ssmrl.world_model import Latents, Predictions
 
-pytestmark = [pytest.mark.usefixtures("shared_folder"), pytest.mark.unoptimised]
+pytestmark = pytest.mark.usefixtures("shared_folder")
 
 TINY = {
     "env.delay": 4,

@@ -16,8 +16,6 @@ from ssmrl.frames import open_stream, record
 from ssmrl.nn import observations
 from ssmrl.world_model import Latents
 
-pytestmark = pytest.mark.unoptimised
-
 
 @struct.dataclass
 class SecretState(EnvState):
