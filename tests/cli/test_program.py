@@ -17,6 +17,7 @@ from tests.cli.runs import PER_UPDATE, TINY, UPDATES, assert_same_state, final, 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
+@pytest.mark.optimised  # as users run it
 def test_chunks_of_any_length_make_the_same_run(reference, tmp_path):
     run = train(tmp_path / "run", UPDATES, log__every=7, checkpoint__every=100)
     assert_same_state(run.state, reference.state)

@@ -30,6 +30,7 @@ from tests.cli.runs import (
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
+@pytest.mark.optimised  # as users run it
 def test_killed_and_resumed_it_ends_bit_for_bit_as_if_never_stopped(reference, tmp_path):
     code, err = stop_by(signal.SIGKILL, tmp_path / "run")
     assert code == -signal.SIGKILL, err
@@ -59,6 +60,7 @@ def test_a_killed_dreamer_goes_on_with_its_replay(tmp_path):
     assert_same_state(exported.params, own.params)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("signum", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
