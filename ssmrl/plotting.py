@@ -152,6 +152,7 @@ def plot_adaptation(x: np.ndarray, curves: Mapping[str, np.ndarray], output: Pat
             axes.fill_between(x, *found[1:], color=line.get_color(), alpha=0.2, linewidth=0)
         columns |= {f"{name}{end}": row for end, row in zip(("", "/low", "/high"), found, strict=True)}
     axes.set_xlabel("episode of the trial" if by == "episode" else "step of the trial")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("return, 95 % interval" if by == "episode" else "reward since the point before, 95 % interval")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
