@@ -8,8 +8,10 @@ import jax
 import pytest
 
 if jax.__version_info__ < (0, 11):
-    # XLA's older code generator, which is gone since, compiles twice as fast, and its programs run a quarter slower
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    # XLA's older code generator, which is gone since, compiles twice as fast, and its programs run a quarter slower;
+    # and to split a program among threads costs a little, where another process of tests has the other core.
+    flags = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_platforms", "cpu")
