@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssmrl import evaluation, plotting, registry
+from ssmrl import evaluation, plotting
 from ssmrl.config import Config
 from ssmrl.envs import make as make_env
 from ssmrl.envs.trials import Trials
@@ -74,9 +74,11 @@ def adapt(
         players[name] = np.asarray(play(env, env_params, jax.random.key(seed), trials))[None]
     facts: dict[str, Any] = {"env": test.env, "env_steps": int(path.name), "trials": trials, "seeds": config.seeds}
     facts |= {"greedy": int(greedy), "seed": seed, "by": "episode" if env.episodes else "step"}
-    usual = {k: f.default for k, f in registry.envs.find(test.env).parameters().items()}
-    usual = usual if test.env != config.env else dict(config.env_parameters)
-    changed = {f"env.{k}": show(v) for k, v in test.env_parameters.items() if v != usual.get(k, v)}
+    if test.env == config.env:
+        trained = config.env_parameters
+        changed = {f"env.{k}": show(v) for k, v in test.env_parameters.items() if v != trained.get(k, v)}
+    else:
+        changed = test.env_changes
     facts |= changed
     suffix = _suffix([test.env] * (test.env != config.env) + [f"{k[4:]}={v}" for k, v in changed.items()])
     curves = {}

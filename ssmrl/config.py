@@ -122,6 +122,12 @@ class Config:
     cache: CacheConfig = CacheConfig()
     debug: DebugConfig = DebugConfig()
 
+    @property
+    def env_changes(self) -> dict[str, str]:
+        """Parameters of the environment that are not at its defaults, as they are typed: ``{"env.width": "32"}``."""
+        own = {k: field.default for k, field in registry.envs.find(self.env).parameters().items()}
+        return {f"env.{k}": show(v) for k, v in self.env_parameters.items() if v != own.get(k, v)}
+
 
 Trail = dict[str, list[tuple[str, Any]]]  # key -> (where, value), from the default to the value in force
 

@@ -49,10 +49,11 @@ class Console:
     def _header(self) -> None:
         env, agent = self.agent.env, self.agent
         spaces = f"{env.observation_space(agent.env_params)} -> {env.action_space(agent.env_params)}"
+        settings = (f"{k}={v}" for k, v in self.config.env_changes.items())
         steps = self.total * agent.steps_per_update
         for name, value in {
             "run": self.dir,
-            "env": f"{self.config.env}  {spaces}",
+            "env": f"{' '.join([self.config.env, *settings])}  {spaces}",
             "model": f"{self.config.model}, {self.parameters:,} parameters, {self.config.seeds} seed(s)",
             "steps": f"{steps:,} = {self.total:,} updates of {agent.steps_per_update:,} ({agent.num_envs} envs)",
             "device": ", ".join(str(d) for d in jax.devices()),

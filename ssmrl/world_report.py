@@ -48,10 +48,11 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measure every seed of a run of a world model over fresh ``episodes``, in whole batches.
 
-    ``control`` is a run of the same task without a memory: ``model=none agent.posterior=obs``. Returns flat facts: for
-    each metric its mean over seeds, and after its name ``/std``, ``/se`` (over episodes, where known), ``/low`` and
-    ``/high`` (an interval of 95 %: a bootstrap over several seeds; for one, over its episodes) and ``/seed_i``; after
-    ``control/`` the same of the control.
+    ``control`` is a run of the same task without a memory: ``model=none agent.posterior=obs``. Returns flat facts:
+    ``env.KEY`` for each parameter of the environment that is not its default, and for each metric its mean over seeds,
+    and after its name ``/std``, ``/se`` (over episodes, where known), ``/low`` and ``/high`` (an interval of 95 %: a
+    bootstrap over several seeds; for one, over its episodes) and ``/seed_i``; after ``control/`` the same of the
+    control.
     Metrics are those of :func:`ssmrl.world_evaluation.evaluate_world_model`, ``memory_gap`` (``tile_acc_seen`` minus
     the control's), ``predictive_entropy`` with one for each event, and for each fact of the environment
     ``probe_<fact>_<h|x>_<linear|mlp>`` and ``probe_<fact>_majority``. Writes them to ``eval/<step>_full.json``, and
@@ -67,6 +68,7 @@ def evaluate_run(
     episodes = measured_episodes(episodes)
     scalars, curves, path = _measure(run_dir, config, step, episodes, seed)
     facts = {"env": config.env, "env_steps": int(path.name), "episodes": episodes, "seed": seed, "seeds": config.seeds}
+    facts |= config.env_changes
     floor: dict[str, np.ndarray] = {}
     floor_curves: dict[str, np.ndarray] = {}
     if control is not None:
@@ -101,8 +103,11 @@ def render(facts: Mapping[str, Any]) -> str:
         rows = [["probe", "majority", *(k.replace("_", " ") for k in kinds)]]
         rows += [[f, *(_number(facts.get(f"probe_{f}_{k}")) for k in ("majority", *kinds))] for f in probed]
         text.append(film.lay_out(rows))
-    settings = f"{facts['seeds']} seed(s), {facts['episodes']:,} episodes each, {facts['env_steps']:,} frames trained"
-    return "\n\n".join([f"{facts['env']}: {settings}", *text, f"plot: {facts['plot']} (and .csv)"])
+    env = " ".join([facts["env"], *(f"{k}={v}" for k, v in facts.items() if k.startswith("env."))])
+    head = (
+        f"{env}: {facts['seeds']} seed(s), {facts['episodes']:,} episodes each, {facts['env_steps']:,} frames trained"
+    )
+    return "\n\n".join([head, *text, f"plot: {facts['plot']} (and .csv)"])
 
 
 def _gap(facts: Mapping[str, Any]) -> dict[str, float]:

@@ -41,6 +41,11 @@ def test_without_a_time_limit_the_console_says_what_would_do(capsys):
     assert any(line.startswith("final return 1.000 (8 episodes); trained 1 steps in 1.0 s") for line in plain)
 
 
+def test_the_environment_is_shown_with_what_is_not_its_own(capsys):
+    (line,) = (line for line in shown(capsys, TINY) if line.startswith("    env  "))
+    assert line.startswith("    env  popgym/RepeatPreviousEasy env.max_steps=6  ")
+
+
 def test_what_to_type_next(capsys):
     steps = config.resolve([], TINY).total_steps
     commands = ["  ssmrl eval run", f"  ssmrl resume run total_steps={2 * steps}", "  ssmrl play run"]

@@ -140,6 +140,7 @@ def test_curves_are_those_of_the_numbers(measured):
 
 def test_the_table_has_the_controls_beside_the_metrics(measured):
     lines = [line.split("  ") for line in world_report.render(measured).splitlines() if line]
+    assert lines[0] == ["memory/CueRecall-64 env.delay=4: 2 seed(s), 128 episodes each, 0 frames trained"]
     rows = {line[0]: [cell.strip() for cell in line[1:] if cell] for line in lines}
     assert rows[""] == ["mean [95 %]", "std", "sampled", "shuffled", "recon", "control"]
     ends = [f"{measured[f'tile_acc_seen{k}']:.3f}" for k in ("", "/low", "/high")]
