@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from ssmrl import spaces
+from ssmrl.nn.convolution import Conv, ConvTranspose
 from ssmrl.spaces import Box, Discrete, MultiDiscrete, Space
 
 
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
             lead = obs.shape[:-3]
             x = obs.reshape(-1, *obs.shape[-3:]).astype(jnp.float32) / 255 - 0.5
             for i in range(_halvings(self.space.shape[0])):
-                x = nn.silu(nn.LayerNorm()(nn.Conv(self.channels * 2**i, (4, 4), (2, 2))(x)))
+                x = nn.silu(nn.LayerNorm()(Conv(self.channels * 2**i)(x)))
             return x.reshape(*lead, -1)
         x = spaces.flatten(self.space, obs)
         return Hidden(self.hidden)(symlog(x) if isinstance(self.space, Box) else x)
@@ -99,7 +100,7 @@ class Decoder(nn.Module):
         x = nn.Dense(start * start * depth)(x).reshape(-1, start, start, depth)
         for i in reversed(range(n)):
             x = nn.silu(nn.LayerNorm()(x))
-            x = nn.ConvTranspose(self.channels * 2 ** (i - 1) if i else colours, (4, 4), (2, 2))(x)
+            x = ConvTranspose(self.channels * 2 ** (i - 1) if i else colours)(x)
         return x.reshape(*lead, *self.space.shape) + 0.5
 
 
