@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from ssmrl import spaces
 from ssmrl.nn.base import Carry, SequenceModel
+from ssmrl.nn.convolution import Conv
 from ssmrl.nn.distributions import Distribution, make_distribution, num_parameters
 from ssmrl.nn.initializers import orthogonal
 
@@ -41,7 +42,7 @@ class CNN(nn.Module):
         small = min(x.shape[-3:-1]) < 32
         x = jnp.asarray(x, jnp.float32).reshape(-1, *x.shape[-3:])
         for features, size, stride in ((16, 3, 1), (32, 3, 2)) if small else ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            x = act(nn.Conv(features, (size, size), (stride, stride))(x))
+            x = act(Conv(features, size, stride)(x))
         return x.reshape(*lead, -1)
 
 

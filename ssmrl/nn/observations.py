@@ -70,7 +70,7 @@ class Encoder(nn.Module):
             lead = obs.shape[:-3]
             x = obs.reshape(-1, *obs.shape[-3:]).astype(jnp.float32) / 255 - 0.5
             for i in range(_halvings(self.space.shape[0])):
-                x = nn.silu(nn.LayerNorm()(Conv(self.channels * 2**i)(x)))
+                x = nn.silu(nn.LayerNorm()(Conv(self.channels * 2**i, 4, 2)(x)))
             return x.reshape(*lead, -1)
         x = spaces.flatten(self.space, obs)
         return Hidden(self.hidden)(symlog(x) if isinstance(self.space, Box) else x)
