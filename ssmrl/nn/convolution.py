@@ -22,11 +22,19 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
-        kernel = self.param("kernel", _initial, (self.size, self.size, x.shape[-1], self.features))
+        c, size, stride = x.shape[-1], self.size, self.stride
+        kernel = self.param("kernel", _initial, (size, size, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        missing = [max((-(-n // self.stride) - 1) * self.stride + self.size - n, 0) for n in x.shape[1:3]]
+        missing = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
-        return _windows(x, self.size, self.stride) @ kernel.reshape(-1, self.features) + bias[None, None, None]
+        if size % stride == 0:  # blocks of pixels become channels: fewer windows to compile
+            n, h, w, _ = x.shape
+            x = x.reshape(n, h // stride, stride, w // stride, stride, c).swapaxes(2, 3)
+            x = x.reshape(n, h // stride, w // stride, -1)
+            size //= stride
+            kernel = kernel.reshape(size, stride, size, stride, c, -1).swapaxes(1, 2)
+            stride = 1
+        return _windows(x, size, stride) @ kernel.reshape(-1, self.features) + bias[None, None, None]
 
 
 class ConvTranspose(nn.Module):
