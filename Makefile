@@ -25,6 +25,7 @@ test-slow: .venv/installed-dev  ## the learning claims of the README, hours
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/convolution.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/envs.py
