@@ -41,7 +41,7 @@ def stacks(conv, conv_transpose) -> dict[str, tuple[tuple[int, ...], Layers]]:
 
 
 def program(layers: Layers, x: jax.Array):
-    """Descend along the gradient a few times; returns the compiled program, its argument, and seconds to compile."""
+    """Descend along the gradient a few times; returns what runs it, compiled, and the seconds of compilation."""
     network = nn.Sequential([layer for module in layers for layer in (module, nn.silu)])
     params = network.init(jax.random.key(0), x)
     gradient = jax.grad(lambda p: (network.apply(p, x) ** 2).mean())

@@ -25,8 +25,8 @@ class Conv(nn.Module):
         c, size, stride = x.shape[-1], self.size, self.stride
         kernel = self.param("kernel", _initial, (size, size, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        missing = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[1:3]]
-        x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
+        padding = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in padding), (0, 0)))
         if size % stride == 0:  # blocks of pixels become channels: fewer windows to compile
             n, h, w, _ = x.shape
             x = x.reshape(n, h // stride, stride, w // stride, stride, c).swapaxes(2, 3)
