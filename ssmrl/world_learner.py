@@ -79,7 +79,14 @@ class WorldLearner(struct.PyTreeNode):
         """
         result: Any = self.world_model.apply({"params": params}, carry, batch, key, chunk, method="loss")
         terms, after, seen = result
-        divergences = {k: jnp.maximum(terms[k], self.free_nats) for k in ("dyn", "rep")}
+        loss = self.weigh(terms)
+        metrics = {f"{k}_loss": terms[k].mean() for k in ("obs", "reward", "continue")}
+        metrics |= {"kl": terms["dyn"].mean(), "posterior_entropy": seen.posterior.entropy().mean(), "loss": loss}
+        metrics["prior_entropy"] = seen.prior.entropy().mean()
+        return loss, (terms, after, seen, metrics)
+
+    def weigh(self, terms: dict[str, jax.Array]) -> jax.Array:
+        """The weighted sum of the means of the ``terms`` of a loss, ``[T, B]`` each."""
         weights = {
             "obs": self.obs_weight,
             "reward": self.reward_weight,
@@ -87,11 +94,9 @@ class WorldLearner(struct.PyTreeNode):
             "dyn": self.dyn_weight,
             "rep": self.rep_weight,
         }
-        loss = sum((weight * (terms | divergences)[k].mean() for k, weight in weights.items()), start=jnp.float32(0))
-        metrics = {f"{k}_loss": terms[k].mean() for k in ("obs", "reward", "continue")}
-        metrics |= {"kl": terms["dyn"].mean(), "posterior_entropy": seen.posterior.entropy().mean(), "loss": loss}
-        metrics["prior_entropy"] = seen.prior.entropy().mean()
-        return loss, (terms, after, seen, metrics)
+        divergences = {k: jnp.maximum(terms[k], self.free_nats) for k in ("dyn", "rep") if k in terms}
+        means = {k: v.mean() for k, v in (terms | divergences).items()}
+        return sum((weight * means[k] for k, weight in weights.items() if k in means), start=jnp.float32(0))
 
     def adam(self) -> optax.GradientTransformation:
         """The optimiser."""

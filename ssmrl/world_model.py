@@ -110,11 +110,9 @@ class WorldModel(nn.Module):
     ) -> tuple[WorldState, Latents]:
         """Take in frames ``[T, B, ...]``; ``key`` is consumed. Returns the new state and the :class:`Latents`.
 
-        In parallel over time, or step by step for an ``rssm``. ``chunk`` divides T: the states at the end of each so
-        many frames are returned too, to imagine or to go on learning from.
+        In parallel over time, or step by step for an ``rssm``. With ``chunk`` the states after each so many frames are
+        returned too, to imagine or to go on learning from.
         """
-        if chunk and frames.reset.shape[0] % chunk:
-            raise ValueError(f"chunk must divide the number of frames {frames.reset.shape[0]}: got {chunk}")
         embedding = self.encoder(frames.obs)
         if self.read_reward:
             reward = jnp.where(frames.reset, 0.0, observations.symlog(frames.reward))
@@ -135,7 +133,9 @@ class WorldModel(nn.Module):
             memory, h = self.memory(state.memory, g, frames.reset)
             after, states = WorldState(memory, z[-1]), None
         else:
-            parts = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (g, frames.reset))
+            rest = g.shape[0] % chunk
+            whole = jax.tree.map(lambda x: x[: x.shape[0] - rest], (g, frames.reset))
+            parts = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), whole)
 
             def advance(module: WorldModel, carry: Carry, part: tuple) -> tuple[Carry, tuple[jax.Array, Carry]]:
                 carry, h = module.memory(carry, *part)
@@ -143,6 +143,9 @@ class WorldModel(nn.Module):
 
             memory, (h, carries) = scan_time(advance)(self, state.memory, parts)
             h = h.reshape(-1, *h.shape[2:])
+            if rest:
+                memory, last = self.memory(memory, g[-rest:], frames.reset[-rest:])
+                h = jnp.concatenate([h, last])
             after, states = WorldState(memory, z[-1]), WorldState(carries, z[chunk - 1 :: chunk])
         h = self.norm(h)
         return after, Latents(h, z, self.make_latent(self.prior_head(h)), posterior, states)
@@ -206,14 +209,33 @@ class WorldModel(nn.Module):
         learns) and ``rep`` (the same for the posterior), each ``[T, B]``, the state after the frames and the latents.
         """
         after, seen = self.observe(state, frames, key, chunk=chunk)
-        terms, predictions = {}, self.predict(seen.features)
-        terms["obs"] = observations.observation_loss(self.observation_space, predictions.obs, frames.obs)
-        terms["reward"] = observations.two_hot_loss(predictions.reward, frames.reward)
-        sign = jnp.where(frames.terminated, 1.0, -1.0)
-        terms["continue"] = jax.nn.softplus(sign * predictions.going_on)
+        terms = self._likelihoods(seen, frames)
         terms["dyn"] = lax.stop_gradient(seen.posterior).kl(seen.prior)
         terms["rep"] = seen.posterior.kl(lax.stop_gradient(seen.prior))
         return terms, after, seen
+
+    def open_loop_loss(self, state: WorldState, frames: Frames, posterior: Any, key: jax.Array) -> dict[str, jax.Array]:
+        """Terms of the loss for frames ``[H, B, ...]`` that are imagined from ``state``; ``key`` is consumed.
+
+        As :meth:`loss`, without ``rep``, with the prior many frames ahead of what was observed instead of one: its
+        ``dyn`` is the divergence of PlaNet's latent overshooting (Hafner et al. 2019, equation 7) at the distance that
+        each frame has. ``posterior`` is what was made of the frames themselves, and gets no gradient. Zero from the
+        first reset on.
+        """
+        _, imagined = self.imagine(state, frames.action, key)
+        terms = self._likelihoods(imagined, frames)
+        terms["dyn"] = lax.stop_gradient(posterior).kl(imagined.prior)
+        same_episode = jnp.cumsum(frames.reset, axis=0) == 0
+        return {name: term * same_episode for name, term in terms.items()}
+
+    def _likelihoods(self, seen: Latents, frames: Frames) -> dict[str, jax.Array]:
+        """Negative logarithms of what ``seen`` gives to observations, rewards and ends."""
+        predictions = self.predict(seen.features)
+        return {
+            "obs": observations.observation_loss(self.observation_space, predictions.obs, frames.obs),
+            "reward": observations.two_hot_loss(predictions.reward, frames.reward),
+            "continue": jax.nn.softplus(jnp.where(frames.terminated, 1.0, -1.0) * predictions.going_on),
+        }
 
     def make_latent(self, parameters: jax.Array) -> Any:
         """The latent distribution that the output of a posterior's or prior's head describes."""

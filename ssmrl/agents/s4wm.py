@@ -1,7 +1,8 @@
 """S4WM: learn a latent world model from what a scripted policy does (Deng, Park and Ahn 2023); there is no policy.
 
 One ``update``: record ``num_steps`` frames of ``num_envs`` environments, or draw as many sequences from a fixed data
-set, and make one step of Adam on the variational bound.
+set, and make one step of Adam on the variational bound; with ``open_loop`` also on the same for the frames after the
+context when they are imagined from it, all of them ahead of what was observed (multi-step prediction).
 """
 
 from typing import Any, ClassVar
@@ -37,8 +38,10 @@ class S4WM(WorldLearner):
     num_envs: int = hp(32, "sequences per update", ge=1)
     num_steps: int = hp(0, "frames per sequence (0: whole episodes); shorter ones go on where the last ended", ge=0)
     data: str = hp("stream", "stream (fresh episodes), or a file of ssmrl record")
+    open_loop: bool = hp(False, "learn what comes after the context imagined, too, as it is measured")
     requires: ClassVar[dict[str, str]] = {
         "data == 'stream' or num_steps == 0": "sequences of a data set are whole episodes",
+        "num_steps == 0 or not open_loop": "an episode's context is in its first part",
     }
 
     @property
@@ -72,14 +75,27 @@ class S4WM(WorldLearner):
         """Record sequences, or draw recorded ones, and learn from them. Returns the new state and scalar metrics."""
         key, key_record, key_loss = jax.random.split(state.key, 3)
         stream, batch = self._sequences(state.stream, key_record)
-        gradient, (_, carry, _, metrics) = jax.grad(self.world_loss, has_aux=True)(
-            state.params, state.carry, batch, key_loss
-        )
+        loss = self.open_loop_loss if self.open_loop else self.world_loss
+        gradient, (_, carry, _, metrics) = jax.grad(loss, has_aux=True)(state.params, state.carry, batch, key_loss)
         rate = self.rate(self.learning_rate, state.updates, state.updates)
         params, opt_state = self.step(state.params, gradient, state.opt_state, rate)
         metrics |= {"grad_norm": optax.tree.norm(gradient), "learning_rate": rate}
         state = State(params, opt_state, stream, jax.lax.stop_gradient(carry), key, state.updates + 1)
         return state, metrics
+
+    def open_loop_loss(self, params: Any, carry: WorldState, batch: Frames, key: jax.Array) -> tuple[jax.Array, Any]:
+        """As :meth:`world_loss`, and the frames after the context once more, imagined: each counts as if observed."""
+        key, key_imagine = jax.random.split(key)
+        context = world_evaluation.context_length(self.env, self.env_params)
+        loss, (terms, after, seen, metrics) = self.world_loss(params, carry, batch, key, context)
+        state = jax.tree.map(lambda x: x[0], seen.states)
+        query = jax.tree.map(lambda x: x[context:], batch)
+        imagined: Any = self.world_model.apply(
+            {"params": params}, state, query, seen.posterior[context:], key_imagine, method="open_loop_loss"
+        )
+        metrics |= {f"imagined_{k}_loss": imagined[k].mean() for k in ("obs", "reward")}
+        metrics["loss"] += self.weigh(imagined) * query.reset.shape[0] / batch.reset.shape[0]
+        return metrics["loss"], (terms, after, seen, metrics)
 
     def evaluate(self, state: State, key: jax.Array, *, episodes: int) -> Metrics:
         """Measure open-loop imagination over fresh episodes: ``ssmrl.world_evaluation``; ``key`` is consumed.

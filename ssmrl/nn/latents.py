@@ -3,6 +3,8 @@
 Both kinds are made from ``parameters`` ``[..., n]`` of a dense layer and drawn as flat vectors ``[..., size]``.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -17,6 +19,10 @@ class CategoricalLatent(struct.PyTreeNode):
 
     logits: jax.Array
     unimix: float = 0.0
+
+    def __getitem__(self, index: Any) -> "CategoricalLatent":
+        """Those at ``index`` of the leading axes."""
+        return self.replace(logits=self.logits[index])
 
     def probs(self) -> jax.Array:
         """Probabilities, unimix included, ``[..., G, K]``."""
@@ -61,6 +67,10 @@ class GaussianLatent(struct.PyTreeNode):
 
     mean: jax.Array
     std: jax.Array
+
+    def __getitem__(self, index: Any) -> "GaussianLatent":
+        """Those at ``index`` of the leading axes."""
+        return self.replace(mean=self.mean[index], std=self.std[index])
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw ``[..., n]`` by reparametrisation; ``key`` is consumed."""

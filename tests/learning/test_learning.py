@@ -13,8 +13,6 @@ import ssmrl
 from ssmrl import nn, registry, spaces
 from ssmrl.envs import Environment, EnvParams, EnvState
 
-pytestmark = pytest.mark.optimised
-
 PPO = registry.agents.load(registry.agents.find("ppo"))
 
 

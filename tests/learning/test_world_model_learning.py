@@ -7,8 +7,6 @@ from ssmrl import nn
 from ssmrl.agents.s4wm import S4WM
 from ssmrl.envs.memory.cue_recall import CueRecall
 
-pytestmark = pytest.mark.optimised
-
 ENV = CueRecall(delay=16)
 MODELS = {"s5": {"d_state": 32, "input_scale": "norm", "norm": "pre", "memories": 2, "mlp": 2}, "none": {}}
 

@@ -240,6 +240,18 @@ def test_free_nats_stop_the_gradient_below_them_exactly(trained):
     np.testing.assert_allclose([above["loss"], below["loss"]], [above["kl"], 50], rtol=1e-5)  # .8 + .2 = 1
 
 
+def test_the_frames_after_the_context_are_learned_imagined_too():
+    """With the reward alone in the loss: of all frames as observed, and of the last two of four as imagined."""
+    alone = dict.fromkeys(("obs_weight", "continue_weight", "dyn_weight", "rep_weight"), 0.0)
+    env = Match()
+    agent = S4WM(env, env.default_params, nn.make_model("gru", d_model=8), open_loop=True, **SMALL, **alone)
+    _, measured = jax.device_get(jax.jit(lambda key: agent.update(agent.init(key)))(jax.random.key(0)))
+    imagined = measured["imagined_reward_loss"]
+    assert measured["loss"] == pytest.approx(measured["reward_loss"] + imagined * 2 / 4)
+    assert imagined > 0
+    assert measured["imagined_obs_loss"] > 0
+
+
 TINY = {
     "env": "test/Match",
     "agent": "s4wm",
@@ -288,6 +300,11 @@ def test_what_cannot_be_modelled_is_refused_before_anything_is_written(match, tm
     with pytest.raises(registry.UserError, match=message):
         ssmrl.train(config, quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_episodes_have_no_context_to_imagine_from(match):
+    with pytest.raises(registry.UserError, match="an episode's context is in its first part"):
+        ssmrl.resolve([], {**TINY, "agent.open_loop": True})
 
 
 # Evaluation, with an oracle for a model

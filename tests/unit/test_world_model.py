@@ -14,7 +14,7 @@ from ssmrl.nn.latents import CategoricalLatent, GaussianLatent
 from ssmrl.testing import check_sequence_model
 from ssmrl.world_model import WorldModel
 
-T, C, D = 8, 4, 8  # frames, context or chunk, width
+T, C, D = 8, 3, 8  # frames, context or chunk, width
 ROWS = T + 2  # batch rows: a reset at each frame alone, none, one at every frame
 BLOCK = {"norm": "pre", "memories": 2, "mlp": 2}  # S4WM's
 BACKBONES = {
@@ -175,15 +175,11 @@ def test_imagining_with_the_posterior_s_latents_is_observing(model):
 
 def test_chunks_return_the_states_at_their_ends(model):
     after, seen = model.observe(model.state, model.frames, C)
-    halfway, _ = model.observe(model.state, cut(model.frames, slice(C)))
-    assert_close(cut(seen.states, 0), halfway)
-    assert_close(cut(seen.states, 1), model.after)
-    assert_close((after, seen.replace(states=None)), (model.after, model.seen))
-
-
-def test_a_chunk_that_does_not_divide_is_an_error(model):
-    with pytest.raises(ValueError, match="chunk must divide the number of frames 8: got 3"):
-        model.observe(model.state, model.frames, 3)
+    state = model.state
+    for i in range(T // C):
+        state, _ = model.observe(state, cut(model.frames, slice(C * i, C * (i + 1))))
+        assert_close(cut(seen.states, i), state)
+    assert_close((after, seen.replace(states=None)), (model.after, model.seen))  # with the frames after the last chunk
 
 
 @pytest.mark.parametrize("backbone", ["s5", "rssm"])
@@ -203,6 +199,35 @@ def test_imagining_the_last_frame_alone_is_predicting_it(backbone):
     one_hot = future.z.reshape(1, 3, 2, 3)
     np.testing.assert_array_equal(one_hot.argmax(-1), seen.prior.logits[-1:].argmax(-1))
     np.testing.assert_array_equal(np.sort(one_hot), np.broadcast_to([0, 0, 1], one_hot.shape))
+
+
+@pytest.mark.parametrize("backbone", ["s5", "rssm"])
+def test_the_loss_of_imagined_frames(backbone):
+    """One frame ahead it is that of observed ones; from a reset on it is nothing; posteriors learn nothing from it."""
+    space, rows = spaces.MultiDiscrete((4, 2)), 3
+    network = make_network(backbone, space, "categorical")
+    reset = np.zeros((T, rows), bool)
+    reset[C + 2, 1] = True
+    frames, state = random_frames(2, reset, space), network.initial_state((rows,))
+    params, key = parameters(network, frames), jax.random.key(0)
+
+    def imagined(params):
+        terms, _, seen = network.apply({"params": params}, state, frames, key, C, method="loss")
+        start = jax.tree.map(lambda x: jax.lax.stop_gradient(x[0]), seen.states)
+        query = start, cut(frames, slice(C, None)), seen.posterior[C:], key
+        ahead = network.apply({"params": params}, *query, method="open_loop_loss")
+        return sum(x.sum() for x in ahead.values()), (terms, ahead)
+
+    gradient, (terms, ahead) = jax.device_get(jax.jit(jax.grad(imagined, has_aux=True))(params))
+    assert set(ahead) == set(terms) - {"rep"}
+    assert_close(ahead["dyn"][0], terms["dyn"][C])
+    assert np.abs(ahead["dyn"][1:] - terms["dyn"][C + 1 :]).max() > 1e-3
+    for term in ahead.values():
+        assert not term[2:, 1].any()
+        assert term[:2].all()
+        assert term[:, 0].all()
+    for part, moved in {"posterior_head": False, "encoder": False, "prior_head": True, "decoder": True}.items():
+        assert any(leaf.any() for leaf in jax.tree.leaves(gradient[part])) == moved, part
 
 
 def test_the_block_of_s4wm_keeps_the_contract():
