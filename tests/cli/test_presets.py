@@ -33,6 +33,7 @@ SMALL = {
     "agent.dream_every": 3,
     "agent.horizon": 3,
     "model.d_model": 8,
+    "model.memories": 1,
     "model.d_state": 8,
     "model.num_layers": 1,
     "env.max_steps": 5,

@@ -26,6 +26,7 @@ TINY = {
     "agent.num_envs": 4,
     "agent.hidden": [8],
     "model.d_model": 8,
+    "model.memories": 1,
     "eval.episodes": 8,
     "log.every": 1,
     "checkpoint.keep": 9,
