@@ -93,9 +93,9 @@ class S4WM(WorldLearner):
         imagined: Any = self.world_model.apply(
             {"params": params}, state, query, seen.posterior[context:], key_imagine, method="open_loop_loss"
         )
-        metrics |= {f"imagined_{k}_loss": imagined[k].mean() for k in ("obs", "reward")}
-        metrics["loss"] += self.weigh(imagined) * query.reset.shape[0] / batch.reset.shape[0]
-        return metrics["loss"], (terms, after, seen, metrics)
+        loss += self.weigh(imagined) * query.reset.shape[0] / batch.reset.shape[0]
+        metrics |= {"loss": loss} | {f"imagined_{k}_loss": imagined[k].mean() for k in ("obs", "reward")}
+        return loss, (terms, after, seen, metrics)
 
     def evaluate(self, state: State, key: jax.Array, *, episodes: int) -> Metrics:
         """Measure open-loop imagination over fresh episodes: ``ssmrl.world_evaluation``; ``key`` is consumed.
