@@ -218,7 +218,7 @@ class WorldModel(nn.Module):
         """Terms of the loss for frames ``[H, B, ...]`` that are imagined from ``state``; ``key`` is consumed.
 
         As :meth:`loss`, without ``rep``, with the prior many frames ahead of what was observed instead of one: its
-        ``dyn`` is the divergence of PlaNet's latent overshooting (Hafner et al. 2019, equation 7) at the distance that
+        ``dyn`` is the divergence of PlaNet's latent overshooting (Hafner et al. 2019, section 4) at the distance that
         each frame has. ``posterior`` is what was made of the frames themselves, and gets no gradient. Zero from the
         first reset on.
         """
