@@ -226,7 +226,8 @@ def _play(env: Any, params: Any, key: jax.Array, steps: int) -> dict[str, Any]:
 
 def _plays(env: Any, params: Any, key: jax.Array, steps: int) -> Iterator[str]:
     """What happens in some episodes of random actions."""
-    options = {"xla_backend_optimization_level": 0}  # this runs once: halve what it takes to compile
+    # This runs once: halve what it takes to compile. With no optimisation it would round otherwise than for users.
+    options = {"xla_backend_optimization_level": 1}
     play = jax.jit(jax.vmap(lambda k: _play(env, params, k, steps)), compiler_options=options)
     played = play(jax.random.split(key, COPIES))
     yield from _pictures(
