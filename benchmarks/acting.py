@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,7 +95,7 @@ def main() -> None:
     policy = jax.jit(lambda key: agent.policy(agent.init(key)))(jax.random.key(0))
     print(f"{config.env}, {config.model}, {jax.devices()[0]}; actions/s with environments, median of {arguments.runs}")
     print(f"{'batch':>8} {'jax':>12} {'gymnasium':>12}")
-    facts = {"benchmark": "acting", "env": config.env, "model": config.model}
+    facts: dict[str, Any] = {"benchmark": "acting", "env": config.env, "model": config.model}
     for batch in arguments.batches:
         fast = in_jax(policy, agent.env, agent.env_params, batch, arguments.runs)
         slow = in_gymnasium(policy, agent.env, batch, arguments.runs)

@@ -11,6 +11,7 @@ import functools
 import json
 import statistics
 import time
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -44,11 +45,14 @@ def program(layers: Layers, x: jax.Array):
     """Descend along the gradient a few times; returns what runs it, compiled, and the seconds of compilation."""
     network = nn.Sequential([layer for module in layers for layer in (module, nn.silu)])
     params = network.init(jax.random.key(0), x)
-    gradient = jax.grad(lambda p: (network.apply(p, x) ** 2).mean())
+
+    def loss(params: Any) -> Any:
+        y: Any = network.apply(params, x)
+        return (y**2).mean()
 
     @jax.jit
     def train(params):
-        step = lambda p, _: (jax.tree.map(lambda a, b: a - 1e-3 * b, p, gradient(p)), None)  # noqa: E731
+        step = lambda p, _: (jax.tree.map(lambda a, b: a - 1e-3 * b, p, jax.grad(loss)(p)), None)  # noqa: E731
         return jax.lax.scan(step, params, None, length=STEPS)[0]
 
     start = time.perf_counter()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ssmrl import frames, make_env, make_model, replay
@@ -36,14 +37,14 @@ COMPARED = {"dream_every": (4, 8, 16), "horizon": (5, 10, 15, 30)}
 
 def make_agent(backbone: str, preset: str, **settings: Any) -> Dreamer:
     """An agent in CartPole."""
-    size = dict(PRESETS[preset])
+    size: dict[str, Any] = dict(PRESETS[preset])
     options: dict[str, Any] = {k: size.pop(k) for k in ("d_model", "num_layers")}
     if backbone == "s5":
         options |= {"d_state": options["d_model"], "norm": "pre", "memories": 2, "mlp": 2, "input_scale": "norm"}
     env, params = make_env("gymnax/CartPole-v1")
     model = make_model("gru" if backbone == "rssm" else backbone, **options)
-    posterior = "rssm" if backbone == "rssm" else "obs"
-    return Dreamer(env, params, model, posterior=posterior, anneal="none", normalize_obs=True, **size, **settings)
+    size["posterior"] = "rssm" if backbone == "rssm" else "obs"
+    return Dreamer(env, params, model, anneal="none", normalize_obs=True, **size, **settings)
 
 
 def filled(agent: Dreamer) -> tuple[State, Any]:
@@ -95,6 +96,7 @@ def pieces(agent: Dreamer, state: State, block: Any) -> dict[str, Callable[[], A
         return replay.sample(ring, block, blocks, agent.batch_size, agent.priority, key)
 
     batch, start, place = sample(learner.replay)
+    assert state.obs_stats is not None
     batch = batch.replace(obs=state.obs_stats.normalize(batch.obs))
 
     def world_loss(params: Any) -> Any:
@@ -115,7 +117,9 @@ def pieces(agent: Dreamer, state: State, block: Any) -> dict[str, Callable[[], A
 
     @jax.jit
     def optimise(learner: Learner, gradient: Any) -> Any:
-        moved = {k: agent.step(p, gradient[k], learner.opt_state[k], 1e-3) for k, p in learner.params.items()}
+        moved = {
+            k: agent.step(p, gradient[k], learner.opt_state[k], jnp.float32(1e-3)) for k, p in learner.params.items()
+        }
         return moved, optax.incremental_update(moved["critic"][0], learner.slow_critic, agent.slow_rate)
 
     gradients = {"world": gradient, **learn(behaviour, learner, seen, batch.terminated, key)[0]}
@@ -141,7 +145,7 @@ def measure(agent: Dreamer, runs: int) -> dict[str, Any]:
     """Time an update and its parts."""
     state, block = filled(agent)
     start = time.perf_counter()
-    update = jax.jit(agent.update, donate_argnums=0).lower(state).compile()
+    update: Any = jax.jit(agent.update, donate_argnums=0).lower(state).compile()
     compile_s, memory = time.perf_counter() - start, update.memory_analysis()
     took = interleaved(pieces(agent, state, block), runs)
     took["actor and critic"] -= took["imagination"]
@@ -195,7 +199,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one backbone, small shapes, one run; compares too")
     parser.add_argument("--out", default="", help="write the numbers here too, as JSON")
     arguments = parser.parse_args()
-    data, compared = DATA, COMPARED
+    data: dict[str, Any] = DATA
+    compared: dict[str, Any] = COMPARED
     if arguments.quick:
         arguments.backbones, arguments.presets, arguments.runs, arguments.compare = ["gru"], ["tiny"], 1, True
         data, compared = DATA | QUICK, {"horizon": (2, 4)}
@@ -222,8 +227,8 @@ def main() -> None:
         found = compare(make_agent(*first, **data), name, values, arguments.runs)
         result.setdefault("compared", {})[name] = found
         for value, row in found.items():
-            rates = f"{row['gradient_step_ms']:8.2f} ms a gradient step, {row['imagined_steps_per_s']:9,.0f} imagined/s"
-            print(f"{', '.join(first)}, {name} {value:>3}: {rates}", flush=True)
+            cells = f"{row['gradient_step_ms']:8.2f} ms a gradient step, {row['imagined_steps_per_s']:9,.0f} imagined/s"
+            print(f"{', '.join(first)}, {name} {value:>3}: {cells}", flush=True)
     if arguments.out:
         with open(arguments.out, "w") as file:
             json.dump(result, file, indent=1)

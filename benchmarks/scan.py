@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def main() -> None:
         compiled = jax.jit(forward_and_gradient).lower(*data).compile()
         return compiled, time.perf_counter() - start
 
-    scans = {
+    scans: dict[str, Any] = {
         method: lambda *x, method=method: linear_recurrence(*x, method=method)
         for method in ("sequential", "chunked", "associative")
     }

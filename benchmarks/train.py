@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +37,14 @@ def matmul_rate(n: int = 4096, runs: int = 5) -> float:
     return 2 * n**3 / min(seconds)
 
 
-def flops_per_step(agent: PPO, params) -> float:
+def flops_per_step(agent: PPO, params: Any) -> float:
     """Matrix-product flops that one environment step costs in acting and learning."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     forward = sum(2 * leaf.size for path, leaf in leaves if path[-1].key in PRODUCTS)
     return forward * (1 + 3 * agent.epochs)
 
 
-def compile_update(agent: PPO, state) -> tuple:
+def compile_update(agent: PPO, state: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     compiled = jax.jit(agent.update).lower(state).compile()
     return compiled, time.perf_counter() - start
@@ -59,11 +60,11 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     env, env_params = make_env("popgym/RepeatPreviousEasy")
-    size = {"d_model": 64} if arguments.small else {"d_model": 256, "num_layers": 2}
-    setting = {"num_envs": 64, "num_steps": 51} if arguments.small else {"num_envs": 64, "num_steps": 256}
+    size: dict[str, Any] = {"d_model": 64} if arguments.small else {"d_model": 256, "num_layers": 2}
+    setting: dict[str, Any] = {"num_envs": 64, "num_steps": 51 if arguments.small else 256}
     if not arguments.small:
         setting |= {"encoder": (128,), "heads": (128,)}
-    rate, rows = matmul_rate(), {}
+    rate, rows = matmul_rate(), dict[str, Any]()
     print(f"{setting}, {size}, 4 epochs x 4 minibatches, {jax.devices()[0]}, float32 product {rate / 1e9:.0f} Gflop/s")
     print(f"{'model':>6} {'steps/s':>9} {'min':>8} {'max':>8} {'utilisation':>12} {'cold s':>7} {'warm s':>7}")
     for name in arguments.models:

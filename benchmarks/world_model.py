@@ -3,10 +3,11 @@
     python benchmarks/world_model.py [--lengths 64 256 1024 4096] [--backbones s5 gru none] [--quick] [--pieces]
 
 One update records B sequences of T frames of ``memory/RingRecall`` and learns from them; B, widths and everything else
-are the same for all. ``ms`` is the median of some updates; ``memory`` what XLA plans for one: temporaries, arguments
-and outputs. Utilisation is flops / (seconds x the rate of a 1024 x 1024 float32 product in the same process), with the
-flops of products with weights alone, counted by hand: 2 n a frame for n weights, and twice that backward; attention's
-products of keys and queries are not among them. Imagination is latent steps/s, not decoded, from a batch of states.
+are the same for all. ``ms`` is the median of some calls that make eight updates each, as training makes many in one
+call; ``memory`` what XLA plans for such a call: temporaries, arguments and outputs. Utilisation is flops / (seconds x
+the rate of a 1024 x 1024 float32 product in the same process), with the flops of products with weights alone, counted
+by hand: 2 n a frame for n weights, and twice that backward; attention's products of keys and queries are not among
+them. Imagination is latent steps/s, not decoded, from a batch of states.
 """
 
 import argparse
@@ -21,11 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmrl import frames, make_model, optimizer
+from ssmrl import frames, make_model
 from ssmrl.agents.s4wm import S4WM
 from ssmrl.envs.memory.ring_recall import RingRecall
 
 BACKBONES = ("s5", "s4d", "lru", "gru", "lstm", "transformer", "rssm", "none")
+UPDATES = 8  # in one call
 BLOCK = {"norm": "pre", "memories": 2, "mlp": 2}
 PRESETS = {  # d_model, blocks, latent, hidden
     "tiny": {"d_model": 64, "num_layers": 1, "groups": 8, "classes": 8, "hidden": (128,)},
@@ -37,7 +39,7 @@ PRODUCTS = ("kernel", "recurrent", "B", "C")  # names of weights that take part 
 
 def make_agent(backbone: str, preset: str, length: int, num_envs: int) -> S4WM:
     """An agent whose sequences have ``length`` frames."""
-    size = dict(PRESETS[preset])
+    size: dict[str, Any] = dict(PRESETS[preset])
     d_model, num_layers = size.pop("d_model"), size.pop("num_layers")
     options: dict[str, Any] = {"d_model": d_model, "num_layers": num_layers}
     if backbone in ("s5", "s4d", "lru"):
@@ -48,8 +50,8 @@ def make_agent(backbone: str, preset: str, length: int, num_envs: int) -> S4WM:
         options["input_scale"] = "norm"
     model = make_model("gru" if backbone == "rssm" else backbone, **options)
     env = RingRecall(context=length * 3 // 4, query=length // 4)
-    posterior = "rssm" if backbone == "rssm" else "obs"
-    return S4WM(env, env.default_params, model, num_envs=num_envs, posterior=posterior, anneal="none", **size)
+    size["posterior"] = "rssm" if backbone == "rssm" else "obs"
+    return S4WM(env, env.default_params, model, num_envs=num_envs, anneal="none", **size)
 
 
 def seconds(function: Callable[[], Any], runs: int) -> float:
@@ -82,13 +84,14 @@ def dense_flops(params: Any) -> float:
 
 
 def measure_update(agent: S4WM, rate: float, runs: int) -> dict[str, float]:
-    """Compile and time the update."""
+    """Compile and time updates, several in one call, as in training: memory is mapped anew for each call."""
     state = jax.jit(agent.init)(jax.random.key(0))
     start = time.perf_counter()
-    compiled = jax.jit(agent.update).lower(state).compile()
+    updates = jax.jit(lambda state: jax.lax.scan(lambda s, _: agent.update(s), state, None, length=UPDATES))
+    compiled: Any = updates.lower(state).compile()
     compile_s, memory = time.perf_counter() - start, compiled.memory_analysis()
     bytes_ = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    took = seconds(lambda: compiled(state), runs)
+    took = seconds(lambda: compiled(state), runs) / UPDATES
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "ms": 1e3 * took,
@@ -101,7 +104,8 @@ def measure_update(agent: S4WM, rate: float, runs: int) -> dict[str, float]:
 
 def measure_pieces(agent: S4WM, runs: int) -> dict[str, float]:
     """Milliseconds that parts of the update take when each is compiled alone; they need not add up to the whole."""
-    network, state = agent.world_model, jax.jit(agent.init)(jax.random.key(0))
+    network: Any = agent.world_model  # what its methods return has many types for mypy
+    state = jax.jit(agent.init)(jax.random.key(0))
     key, length = jax.random.key(1), agent.sequence_length
     variables = {"params": state.params}
     record = jax.jit(lambda: frames.record(agent.env, agent.env_params, state.stream, length, key)[1])
@@ -126,15 +130,13 @@ def measure_pieces(agent: S4WM, runs: int) -> dict[str, float]:
         return sum(x.sum() for x in jax.tree.leaves(network.apply(v, jnp.concatenate([h, z], -1), method="predict")))
 
     def loss(v: Any) -> jax.Array:
-        return agent._loss(v["params"], state.carry, batch, key)[0]
+        return agent.world_loss(v["params"], state.carry, batch, key)[0]
 
     def learn() -> Any:
-        direction, opt = agent._adam().update(state.params, state.opt_state, state.params)
-        rates = 1e-3, 1.0, 0.0, optimizer.ssm_parameters(agent.model)
-        return optimizer.move(state.params, direction, *rates), opt
+        return agent.step(state.params, state.params, state.opt_state, jnp.float32(1e-3))
 
     update = jax.jit(agent.update)
-    parts = {
+    parts: dict[str, Callable[[], Any]] = {
         "record": record,
         "encoder": gradient(encode),
         "memory, input and prior": gradient(remember),
