@@ -128,6 +128,11 @@ class Config:
         own = {k: field.default for k, field in registry.envs.find(self.env).parameters().items()}
         return {f"env.{k}": show(v) for k, v in self.env_parameters.items() if v != own.get(k, v)}
 
+    @property
+    def task(self) -> str:
+        """The environment and what is changed of it, as a title: ``memory/DistractingMemory-8 width=32``."""
+        return " ".join([self.env, *(f"{k.removeprefix('env.')}={v}" for k, v in self.env_changes.items())])
+
 
 Trail = dict[str, list[tuple[str, Any]]]  # key -> (where, value), from the default to the value in force
 

@@ -280,7 +280,7 @@ def _caption(canvas: Canvas, name: str, part: str, action_names: Sequence[str], 
     """Write what is seen, and draw below it how dreams divide the episode and where this frame is."""
     (j, k), right = d.place(t), canvas.width - _GAP
     action = film.words(d.episode.actions[t - 1], action_names) if t else "-"
-    canvas.text(_GAP, 7, name, 12, bold=True)
+    canvas.text(_GAP, 7, film.title(name, 48), 12, bold=True)
     canvas.text(
         _GAP, 25, f"{part}   t = {t}   dream {j + 1}, step {k} of {d.steps}   action before: {action}", 10, GREY
     )

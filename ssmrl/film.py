@@ -1,6 +1,7 @@
 """Films of episodes: each frame is the environment's picture beside what the policy was told and what it made of it."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ def write_strip(path: Path, film: Sequence[Sequence[np.ndarray]], most: int = 6)
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+def title(name: str, characters: int) -> str:
+    """As much of a task's name and settings as there is room for."""
+    return textwrap.shorten(name, characters, placeholder=" ...")
+
+
 def words(x: Any, names: Sequence[str] = ()) -> str:
     """Write an observation or action in few characters; ``names`` are those of discrete actions."""
     if isinstance(x, dict):
@@ -143,7 +149,7 @@ def _frame(env: Any, params: Any, name: str, part: str, episode: Episode, t: int
     canvas.paste(picture, 0, 0)
     left, right = picture.shape[1] + 12, picture.shape[1] + _PANEL - 12
     canvas.box(left - 12, 0, _PANEL, height, WHITE)
-    canvas.text(left, 7, name, 10, GREY)
+    canvas.text(left, 7, title(name, 34), 10, GREY)
     canvas.text(left, 21, f"t = {t}", 14, bold=True)
     canvas.text(left, 40, part, 10, GREY)
     badge = "RESET" if t == 0 else episode.ending.upper() if over else ""

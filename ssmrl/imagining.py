@@ -89,7 +89,7 @@ def imagine(
     if written:
         try:
             written.parent.mkdir(parents=True, exist_ok=True)
-            _write(written, agent, config.env, shown, fps, facts.get("table", ""))
+            _write(written, agent, config.task, shown, fps, facts.get("table", ""))
         except OSError as error:
             raise UserError(f"output={written}: cannot be written ({error.strerror})") from error
     return facts
@@ -172,7 +172,7 @@ def _frame(agent: Any, name: str, episode: Imagined, t: int) -> np.ndarray:
     """Draw one frame: three pictures, what led there, and how far the episode is."""
     width = 3 * _SIDE + 4 * _GAP
     canvas, imagined = Canvas(width, _TOP + _SIDE + _BOTTOM), t >= episode.context
-    canvas.text(_GAP, 7, f"{name}   t = {episode.first + t}", 12, bold=True)
+    canvas.text(_GAP, 7, f"{film.title(name, 48)}   t = {episode.first + t}", 12, bold=True)
     color = RED if imagined else BLUE
     canvas.box(width - _GAP - 92, 5, 92, 17, color, radius=4)
     canvas.text(width - _GAP - 46, 14, "IMAGINED" if imagined else "CONTEXT", 10, PAPER, "mm", bold=True)

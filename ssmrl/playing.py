@@ -79,7 +79,7 @@ def play(
             written.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output={written}: cannot be written ({error.strerror})") from error
-        _write(written, target, params, played, dreamt, fps, env or config.env, facts.get("table", ""))
+        _write(written, target, params, played, dreamt, fps, env or config.task, facts.get("table", ""))
     return facts
 
 

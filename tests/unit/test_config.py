@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import pytest
 import yaml
 
-from ssmrl import config, registry
+from ssmrl import config, film, registry
 from ssmrl.config import ConfigError, check_resumable, resolve, schema, to_flat, to_yaml, trace
 from ssmrl.fields import hp
 from ssmrl.registry import Registry
@@ -129,6 +129,13 @@ def test_round_trip_through_yaml():
     assert to_flat(c).keys() == schema(c).keys() == yaml.safe_load(to_yaml(c)).keys()
     assert resolve([], ["env=bsuite/memorylen/7"]).env == "bsuite/MemoryLen/7"
     assert resolve([], to_flat(resolve([], ["env=bsuite/MemoryLen/7"]))).env_parameters == {"length": 7}
+
+
+def test_a_title_names_what_is_changed_of_the_environment():
+    assert resolve([], ["env=popgym/RepeatPreviousHard"]).task == "popgym/RepeatPreviousHard"
+    changed = resolve([], ["env=popgym/RepeatPreviousHard", "env.k=9"])
+    assert (changed.task, changed.env_changes) == ("popgym/RepeatPreviousHard k=9", {"env.k": "9"})
+    assert film.title("memory/TwoRooms room_size=3 context=48", 32) == "memory/TwoRooms room_size=3 ..."
 
 
 def test_another_choice_drops_what_belonged_to_the_old_one():
