@@ -1,7 +1,6 @@
 """Films of episodes: each frame is the environment's picture beside what the policy was told and what it made of it."""
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def write_strip(path: Path, film: Sequence[Sequence[np.ndarray]], most: int = 6)
 
 def title(name: str, characters: int) -> str:
     """As much of a task's name and settings as there is room for."""
-    return textwrap.shorten(name, characters, placeholder=" ...")
+    return name if len(name) <= characters else f"{name[: characters - 3].rstrip()}..."
 
 
 def words(x: Any, names: Sequence[str] = ()) -> str:

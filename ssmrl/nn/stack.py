@@ -128,6 +128,7 @@ class Stack(SequenceModel):
             in_axes=axis,
             out_axes=axis,
             length=self.num_layers,
+            # one time step is cheaper than a loop over its blocks
             unroll=self.num_layers if x.shape[0] == 1 else min(self.num_layers, _UNROLL),
         )
         block = Block(

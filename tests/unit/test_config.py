@@ -135,7 +135,7 @@ def test_a_title_names_what_is_changed_of_the_environment():
     assert resolve([], ["env=popgym/RepeatPreviousHard"]).task == "popgym/RepeatPreviousHard"
     changed = resolve([], ["env=popgym/RepeatPreviousHard", "env.k=9"])
     assert (changed.task, changed.env_changes) == ("popgym/RepeatPreviousHard k=9", {"env.k": "9"})
-    assert film.title("memory/TwoRooms room_size=3 context=48", 32) == "memory/TwoRooms room_size=3 ..."
+    assert film.title("memory/TwoRooms room_size=3 context=48", 31) == "memory/TwoRooms room_size=3..."
 
 
 def test_another_choice_drops_what_belonged_to_the_old_one():
