@@ -24,6 +24,7 @@ from ssmrl.evaluation import summarize, summarize_metrics, write_json
 from ssmrl.plotting import plot_runs
 from ssmrl.registry import UserError
 from ssmrl.tracking import Tracker
+from ssmrl.world_evaluation import measured_episodes
 
 _INPUTS = "inputs.json"  # hashes of what an agent reads from files
 
@@ -103,7 +104,8 @@ class Recorder:
     def evaluation(self, results: dict[str, np.ndarray]) -> dict[str, Any]:
         """Summarise ``returns`` and ``lengths`` ``[seeds, ...]`` of episodes, or metrics ``[seeds]``, and write."""
         if "returns" not in results:
-            result = summarize_metrics(results) | {"episodes": self.config.eval.episodes, "env_steps": self.env_steps}
+            episodes = measured_episodes(self.config.eval.episodes)
+            result = summarize_metrics(results) | {"episodes": episodes, "env_steps": self.env_steps}
             write_json(self.dir / "eval" / f"{result['env_steps']:012d}.json", result)
             return result
         scores = []

@@ -121,9 +121,9 @@ def evaluate_world_model(
     right, ``chance`` that of the most frequent tile among those that count as seen; ``recon_mse`` and ``gen_mse`` are
     squared errors summed over a frame's pixels (colours in [0, 1]; of tiles, those of their pictures), ``gen_r2`` the
     explained variance of vectors or pictures; ``reward_acc_infer`` and ``reward_acc_imagine`` whether the last frame's
-    reward is 1 rather than 0, after all frames and after the context; ``<event>_acc`` as ``tile_acc`` at the
-    environment's events; ``kl_seen`` and ``prior_entropy_seen`` nats per frame of the query that shows something seen,
-    observations given.
+    reward is 1 rather than 0, after all frames and after the context, ``reward_chance`` the share of the more frequent
+    one; ``<event>_acc`` and ``<event>_chance`` as ``tile_acc`` and ``chance`` at the environment's events; ``kl_seen``
+    and ``prior_entropy_seen`` nats per frame of the query that shows something seen, observations given.
     """
     size = min(episodes, _BATCH)
 
@@ -134,9 +134,8 @@ def evaluate_world_model(
 
     sums = lax.map(batch, jax.random.split(key, measured_episodes(episodes) // size))
     scalars = {k: n.sum((0, 1)) / d.sum() for k, (n, d) in sums[0].items()}
-    errors = {f"{k}_se": standard_error(*sums[0][k]) for k in scalars if k != "chance"}
-    if "chance" in scalars:  # so far the frequency of each class
-        scalars["chance"] = scalars["chance"].max()
+    errors = {f"{k}_se": standard_error(*sums[0][k]) for k, v in scalars.items() if not v.ndim}
+    scalars = {k: v.max() for k, v in scalars.items()}  # chances are so far the frequency of each class
     return scalars | errors, {k: n.sum(0) / d.sum(0) for k, (n, d) in sums[1].items()}
 
 
@@ -188,11 +187,15 @@ class _Batch:
             if "tile_acc_seen" in masks:
                 scalars["chance"] = self._frequencies(masks["tile_acc_seen"])
                 scalars |= self._divergence(everything, masks["tile_acc_seen"])
+            for name in self.query.events:
+                scalars[f"{name}_chance"] = self._frequencies(masks[f"{name}_acc"])
         if getattr(self.env, "has_reward", False):
             episodes = self.valid[0].astype(jnp.float32)
             for name, predictions in (("infer", inferred), ("imagine", imagined), ("imagine_sampled", sampled)):
                 scalars[f"reward_acc_{name}"] = self._reward_right(predictions), episodes
             scalars["reward_acc_imagine_shuffled"] = self._reward_right(others), episodes
+            truth = jax.nn.one_hot(self._reward().astype(jnp.int32), 2)
+            scalars["reward_chance"] = truth * episodes[:, None], episodes
         return scalars, curves
 
     def _apply(self, method: str, *args: Any) -> Any:
@@ -281,10 +284,16 @@ class _Batch:
         }
 
     def _reward_right(self, predictions: Predictions) -> jax.Array:
-        last = jnp.maximum(self.valid.sum(0) - 1, 0)[None]  # the limit on steps may be longer than the episode
-        guess = observations.two_hot_mean(jnp.take_along_axis(predictions.reward, last[..., None], 0)[0]) > 0.5
-        truth = jnp.take_along_axis(self.query.frames.reward, last, 0)[0] > 0.5
-        return ((guess == truth) & self.valid[0]).astype(jnp.float32)
+        guess = observations.two_hot_mean(jnp.take_along_axis(predictions.reward, self._last()[..., None], 0)[0]) > 0.5
+        return ((guess == self._reward()) & self.valid[0]).astype(jnp.float32)
+
+    def _reward(self) -> jax.Array:
+        """Whether the last frame's reward is 1, bool ``[E]``."""
+        return jnp.take_along_axis(self.query.frames.reward, self._last(), 0)[0] > 0.5
+
+    def _last(self) -> jax.Array:
+        """The last frame of each query, ``[1, E]``: the limit on steps may be longer than the episode."""
+        return jnp.maximum(self.valid.sum(0) - 1, 0)[None]
 
 
 def _contains(pool: jax.Array, items: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ _DRAWS = 64  # of the prior, for one predictive distribution
 _PROBED = 16  # frames of the query of each episode, about
 _HIDDEN = (128,)  # of the probe that is a network
 _WIDEST = 4096  # numbers in a carry that is probed
-_VARIANTS = ("_sampled", "_shuffled", "_recon")
+_VARIANTS = ("_sampled", "_shuffled", "_next", "_recon")
 
 
 def evaluate_run(

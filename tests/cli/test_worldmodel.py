@@ -143,9 +143,9 @@ def test_the_table_has_the_controls_beside_the_metrics(measured):
     lines = [line.split("  ") for line in world_report.render(measured).splitlines() if line]
     assert lines[0] == ["memory/CueRecall-64 env.delay=4: 2 seed(s), 128 episodes each, 0 frames trained"]
     rows = {line[0]: [cell.strip() for cell in line[1:] if cell] for line in lines}
-    assert rows[""] == ["mean [95 %]", "std", "sampled", "shuffled", "recon", "control"]
+    assert rows[""] == ["mean [95 %]", "std", "sampled", "shuffled", "next", "recon", "control"]
     ends = [f"{measured[f'tile_acc_seen{k}']:.3f}" for k in ("", "/low", "/high")]
-    names = ("tile_acc_seen/std", *(f"tile_acc_seen_{k}" for k in ("sampled", "shuffled", "recon")))
+    names = ("tile_acc_seen/std", *(f"tile_acc_seen_{k}" for k in ("sampled", "shuffled", "next", "recon")))
     others = [f"{measured[k]:.3f}" for k in (*names, "control/tile_acc_seen")]
     assert rows["tile_acc_seen"] == [f"{ends[0]} [{ends[1]}, {ends[2]}]", *others]
     assert rows["probe"] == ["majority", "h linear", "h mlp", "x linear", "x mlp"]
@@ -233,13 +233,14 @@ def test_wrong_tiles_are_framed(control):
 
 def test_a_world_of_pictures(shared_folder, capsys):
     """Two updates, measured and watched."""
-    tiny = TINY | {"env.delay": 1, "env.pixels": True, "agent.channels": 1, "agent.num_envs": 2, "eval.episodes": 2}
+    tiny = TINY | {"env.delay": 1, "env.pixels": True, "agent.channels": 1, "agent.num_envs": 2, "eval.episodes": 65}
     words = ["worldmodel/cue_recall", *settings(tiny), f"total_steps={2 * 2 * 3}", "run.dir=pictures"]
     assert main(["worldmodel", "train", *words, "--quiet"]) == 0
     facts = json.loads(Path("pictures", "eval", "final.json").read_text())
     assert 0 <= facts["tile_acc_seen"] <= 1
     assert facts["gen_mse"] > 0
     assert facts["gen_r2"] < 1
+    assert facts["episodes"] == 128  # whole batches of 64
     code, facts, _ = typed(capsys, "imagine", "pictures", "--episodes=1", "--output=pictures.png")
     assert (code, facts["context"], facts["frames"]) == (0, [2], [3])
     with Image.open("pictures.png") as sheet:

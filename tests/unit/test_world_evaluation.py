@@ -206,6 +206,8 @@ def test_evaluation_by_an_oracle():
     assert 0.5 - chance < scalars["tile_acc_unseen"] < chance
     assert 0.5 - chance < scalars["tile_acc_seen_shuffled"] < chance
     assert 0.25 <= scalars["chance"] < chance
+    assert scalars["door_chance"] == 0.5  # one of two times
+    assert scalars["reward_chance"] == scalars["reward_acc_imagine"]  # none, the more frequent one
     np.testing.assert_array_equal(curves["tile_acc_seen"], [1, np.nan, 1])
     np.testing.assert_allclose(curves["tile_acc_unseen"], [np.nan, scalars["tile_acc_unseen"], np.nan])
     assert scalars["door_acc"] == scalars["door_acc_shuffled"] == 0.5
