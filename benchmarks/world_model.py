@@ -2,12 +2,13 @@
 
     python benchmarks/world_model.py [--lengths 64 256 1024 4096] [--backbones s5 gru none] [--quick] [--pieces]
 
-One update records B sequences of T frames of ``memory/RingRecall`` and learns from them; B, widths and everything else
-are the same for all. ``ms`` is the median of some calls that make eight updates each, as training makes many in one
-call; ``memory`` what XLA plans for such a call: temporaries, arguments and outputs. Utilisation is flops / (seconds x
-the rate of a 1024 x 1024 float32 product in the same process), with the flops of products with weights alone, counted
-by hand: 2 n a frame for n weights, and twice that backward; attention's products of keys and queries are not among
-them. Imagination is latent steps/s, not decoded, from a batch of states.
+One update records B sequences of T frames of ``memory/RingRecall`` and learns from them. Backbones have the blocks and
+widths of their presets, ``worldmodel/backbones``, which at the smallest size have as many parameters as s5, or twice
+and three times these widths; everything else is the same for all. ``ms`` is the median of some calls that make eight
+updates each, as training makes many in one call; ``memory`` what XLA plans for such a call: temporaries, arguments and
+outputs. Utilisation is flops / (seconds x the rate of a 1024 x 1024 float32 product in the same process), with the
+flops of products with weights alone, counted by hand: 2 n a frame for n weights, and twice that backward; attention's
+products of keys and queries are not among them. Imagination is latent steps/s, not decoded, from a batch of states.
 """
 
 import argparse
@@ -22,36 +23,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmrl import frames, make_model
+from ssmrl import agents, config, frames
 from ssmrl.agents.s4wm import S4WM
-from ssmrl.envs.memory.ring_recall import RingRecall
 
-BACKBONES = ("s5", "s4d", "lru", "gru", "lstm", "transformer", "rssm", "none")
+BACKBONES = ("s5", "s4d", "lru", "deltanet", "gru", "lstm", "transformer", "rssm", "none")
 UPDATES = 8  # in one call
-BLOCK = {"norm": "pre", "memories": 2, "mlp": 2}
-PRESETS = {  # d_model, blocks, latent, hidden
-    "tiny": {"d_model": 64, "num_layers": 1, "groups": 8, "classes": 8, "hidden": (128,)},
-    "small": {"d_model": 128, "num_layers": 2, "groups": 16, "classes": 16, "hidden": (128,)},
-    "demo": {"d_model": 192, "num_layers": 3, "groups": 16, "classes": 16, "hidden": (192,)},
+SIZES = {  # how many times as wide as the presets are, blocks, latent, hidden
+    "tiny": (1, 1, (8, 8), 128),
+    "small": (2, 2, (16, 16), 128),
+    "demo": (3, 3, (16, 16), 192),
 }
 PRODUCTS = ("kernel", "recurrent", "B", "C")  # names of weights that take part in matrix products
 
 
-def make_agent(backbone: str, preset: str, length: int, num_envs: int) -> S4WM:
-    """An agent whose sequences have ``length`` frames."""
-    size: dict[str, Any] = dict(PRESETS[preset])
-    d_model, num_layers = size.pop("d_model"), size.pop("num_layers")
-    options: dict[str, Any] = {"d_model": d_model, "num_layers": num_layers}
-    if backbone in ("s5", "s4d", "lru"):
-        options |= BLOCK
-    if backbone in ("s5", "lru"):
-        options["d_state"] = d_model // (2 if backbone == "lru" else 1)  # as many complex numbers
-    if backbone == "s5":
-        options["input_scale"] = "norm"
-    model = make_model("gru" if backbone == "rssm" else backbone, **options)
-    env = RingRecall(context=length * 3 // 4, query=length // 4)
-    size["posterior"] = "rssm" if backbone == "rssm" else "obs"
-    return S4WM(env, env.default_params, model, num_envs=num_envs, anneal="none", **size)
+def make_agent(backbone: str, size: str, length: int, num_envs: int) -> S4WM:
+    """An agent with the blocks of ``worldmodel/backbones``, whose sequences have ``length`` frames."""
+    presets = ["worldmodel/cue_recall", *([] if backbone == "s5" else [f"worldmodel/backbones/{backbone}"])]
+    wider, num_layers, (groups, classes), hidden = SIZES[size]
+    changes = ["env=memory/RingRecall-8", f"env.context={length * 3 // 4}", f"env.query={length // 4}"]
+    changes += [f"agent.num_envs={num_envs}", f"agent.groups={groups}", f"agent.classes={classes}"]
+    changes += [f"agent.hidden=[{hidden}]", f"model.num_layers={num_layers}"]
+    model = config.resolve(presets, []).model_parameters
+    changes += [f"model.{k}={wider * model[k]}" for k in ("d_model", "d_state") if k in model]
+    return agents.make_agent(config.resolve(presets, changes))
 
 
 def seconds(function: Callable[[], Any], runs: int) -> float:
@@ -149,9 +143,9 @@ def measure_pieces(agent: S4WM, runs: int) -> dict[str, float]:
     return {name: 1e3 * seconds(part, runs) for name, part in parts.items()}
 
 
-def measure_imagination(preset: str, batch: int, horizon: int, runs: int) -> dict[str, float]:
+def measure_imagination(size: str, batch: int, horizon: int, runs: int) -> dict[str, float]:
     """Time ``imagine`` of the s5 model from ``batch`` states."""
-    agent = make_agent("s5", preset, 64, 1)
+    agent = make_agent("s5", size, 64, 1)
     network, params = agent.world_model, jax.jit(agent.init)(jax.random.key(0)).params
     state, actions = network.initial_state((batch,)), jnp.zeros((horizon, batch), jnp.int32)
     start = time.perf_counter()
@@ -166,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256, 1024, 4096])
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pieces", action="store_true", help="time the parts of the update, at the first length")
@@ -174,37 +168,35 @@ def main() -> None:
     parser.add_argument("--out", default="", help="write the numbers here too, as JSON")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.lengths, arguments.backbones, arguments.runs = [16], ["s5", "gru", "rssm"], 1
-        arguments.preset, arguments.num_envs = "tiny", 4
+        arguments.lengths, arguments.backbones, arguments.runs = [16], ["s5", "gru"], 1
+        arguments.size, arguments.num_envs = "tiny", 4
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
 
     rate = matmul_rate()
-    shapes = f"B = {arguments.num_envs}, {arguments.preset} {PRESETS[arguments.preset]}"
+    shapes = f"B = {arguments.num_envs}, {arguments.size} {SIZES[arguments.size]}"
     print(f"{shapes}, {jax.devices()[0]}, float32 product {rate / 1e9:.0f} Gflop/s")
     result: dict[str, Any] = {"benchmark": "world_model", "matmul_gflops": rate / 1e9, "shapes": shapes, "updates": []}
     columns = "backbone", "T", "parameters", "ms", "us/frame", "memory MiB", "utilisation", "compile s"
     print(("{:>12}" * len(columns)).format(*columns))
     for length in arguments.lengths:
         for backbone in arguments.backbones:
-            row = measure_update(
-                make_agent(backbone, arguments.preset, length, arguments.num_envs), rate, arguments.runs
-            )
+            row = measure_update(make_agent(backbone, arguments.size, length, arguments.num_envs), rate, arguments.runs)
             result["updates"].append({"backbone": backbone, "length": length, **row})
             cells = f"{row['ms']:12.1f}{1e6 / row['frames_per_s']:12.1f}{row['memory_mib']:12.0f}"
             cells += f"{row['utilisation_dense']:12.2f}{row['compile_s']:12.1f}"
             print(f"{backbone:>12}{length:12}{row['parameters']:12,}{cells}", flush=True)
             jax.clear_caches()
     if arguments.pieces:
-        agent = make_agent(arguments.backbones[0], arguments.preset, arguments.lengths[0], arguments.num_envs)
+        agent = make_agent(arguments.backbones[0], arguments.size, arguments.lengths[0], arguments.num_envs)
         result["pieces_ms"] = measure_pieces(agent, arguments.runs)
         for name, ms in result["pieces_ms"].items():
             print(f"{name:>24}{ms:10.1f} ms")
     batch, horizon = (8, 2) if arguments.quick else (1024, 16)
-    for preset in ["tiny"] if arguments.quick else ["tiny", "small", "demo"]:
-        row = measure_imagination(preset, batch, horizon, arguments.runs)
-        result.setdefault("imagination", {})[preset] = row
+    for size in ["tiny"] if arguments.quick else SIZES:
+        row = measure_imagination(size, batch, horizon, arguments.runs)
+        result.setdefault("imagination", {})[size] = row
         print(
-            f"imagination, {preset:>6}, batch {batch}: {row['latent_steps_per_s']:12,.0f} latent steps/s,"
+            f"imagination, {size:>6}, batch {batch}: {row['latent_steps_per_s']:12,.0f} latent steps/s,"
             f" compiled in {row['compile_s']:.1f} s"
         )
     if arguments.out:

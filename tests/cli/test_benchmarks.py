@@ -1,4 +1,4 @@
-"""What the benchmark of Dreamer measures, in its smallest form."""
+"""What the benchmarks of world models and of Dreamer measure, in their smallest form."""
 
 import importlib.util
 import json
@@ -9,18 +9,55 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("shared_folder")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dreamer.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_of_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """Run a benchmark in its smallest form; returns what it writes."""
+
+    def run(name):
+        monkeypatch.setattr(sys, "argv", [name, "--quick", "--out=numbers.json"])
+        load(name).main()
+        return json.loads(Path("numbers.json").read_text())
+
+    return run
+
+
+def test_world_models_are_timed_with_the_blocks_that_are_compared():
+    benchmark = load("world_model")
+    agents = {name: benchmark.make_agent(name, "small", 64, 4) for name in benchmark.BACKBONES}
+    stacks = [agent.model for agent in agents.values()]
+    assert {(m.memories, m.norm, m.glu, m.skip, m.num_layers) for m in stacks} == {(2, "pre", "full", "residual", 2)}
+    assert {name for name, agent in agents.items() if agent.posterior == "rssm"} == {"rssm"}
+    assert (agents["s5"].model.d_model, agents["gru"].model.d_model) == (128, 106)  # twice those of the presets
+    assert {agent.sequence_length for agent in agents.values()} == {64}
 
 
 @pytest.mark.slow
-def test_where_the_time_of_dreamer_goes(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("benchmark_of_dreamer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--quick", "--out=numbers.json"])
-    module.main()
+def test_what_an_update_of_a_world_model_costs(measure, capsys):
+    facts = measure("world_model")
+    assert "latent steps/s" in capsys.readouterr().out
+    assert [(row["backbone"], row["length"]) for row in facts["updates"]] == [("s5", 16), ("gru", 16)]
+    for row in facts["updates"]:
+        assert row["frames_per_s"] == pytest.approx(4 * 16 / (row["ms"] / 1e3))
+        assert row["parameters"] == pytest.approx(138_134, rel=0.05)
+        assert 0 < row["utilisation_dense"] < 1
+        assert row["memory_mib"] > 0
+    assert facts["imagination"]["tiny"]["latent_steps_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_where_the_time_of_dreamer_goes(measure, capsys):
+    facts = measure("dreamer")
     assert "imagined steps/s" in capsys.readouterr().out
-    facts = json.loads(Path("numbers.json").read_text())
     [row] = facts["updates"]
     assert (row["backbone"], row["preset"]) == ("gru", "tiny")
     assert sum(row["share"].values()) == pytest.approx(1)
