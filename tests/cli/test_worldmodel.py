@@ -232,9 +232,10 @@ def test_wrong_tiles_are_framed(control):
 
 
 def test_a_world_of_pictures(shared_folder, capsys):
-    """Two updates, measured and watched."""
+    """Two updates, measured and watched; with Gaussian latents."""
     tiny = TINY | {"env.delay": 1, "env.pixels": True, "agent.channels": 1, "agent.num_envs": 2, "eval.episodes": 65}
     words = ["worldmodel/cue_recall", *settings(tiny), f"total_steps={2 * 2 * 3}", "run.dir=pictures"]
+    words += ["agent.latent=gaussian"]
     assert main(["worldmodel", "train", *words, "--quiet"]) == 0
     facts = json.loads(Path("pictures", "eval", "final.json").read_text())
     assert 0 <= facts["tile_acc_seen"] <= 1
