@@ -7,6 +7,7 @@ steps from states of these sequences, and learn from that. Frames are those of :
 one that led to the observation, terminal observations are there, and the reward belongs to the frame that it came with.
 """
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -187,6 +188,7 @@ class Dreamer(WorldLearner):
         if obs_stats is not None:
             obs_stats = obs_stats.update(jnp.asarray(block.obs, jnp.float32))
 
+        @partial(jax.jit, inline=True)  # traced once, here and for the shapes of its metrics below
         def learn(learner: Learner) -> tuple[Learner, Metrics]:
             def step(learner: Learner, key: jax.Array) -> tuple[Learner, Metrics]:
                 return self._gradient_step(learner, block, obs_stats, state.updates, key)
