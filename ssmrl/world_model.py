@@ -270,4 +270,14 @@ def _draw(latent: Any, key: jax.Array, draw: Draw) -> jax.Array:
 
 def scan_time(step: Any) -> Any:
     """Scan ``step(module, carry, xs)`` over time inside a module, all steps with the same parameters."""
-    return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+
+    def run(module: nn.Module, carry: Any, xs: Any) -> tuple[Any, Any]:
+        scan = nn.scan(
+            step,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            check_constancy_invariants=module.is_initializing(),  # traces twice, which making parameters needs
+        )
+        return scan(module, carry, xs)
+
+    return run

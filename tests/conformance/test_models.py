@@ -12,6 +12,7 @@ import pytest
 
 from ssmrl.nn import Stack, make_model
 from ssmrl.nn.initializers import orthogonal
+from ssmrl.nn.stack import Block
 from ssmrl.registry import models
 from ssmrl.testing import check_sequence_model
 
@@ -434,6 +435,18 @@ def test_depth_does_not_grow_the_program():
         return str(jax.make_jaxpr(model.apply)(variables, *arguments)).count(" = ")
 
     assert equations(2) == equations(8)
+
+
+@pytest.mark.parametrize("steps", [1, T])
+def test_applying_traces_a_block_once(steps, monkeypatch):
+    """Tracing is half of what a short run waits for, and a check of flax doubles it."""
+    model, traced = make_model("gru", d_model=D, num_layers=1), []
+    arguments = model.initialize_carry((B,)), jnp.zeros((steps, B, D)), jnp.zeros((steps, B), bool)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+    activate = Block._activate
+    monkeypatch.setattr(Block, "_activate", lambda *a: traced.append(1) or activate(*a))
+    jax.eval_shape(model.apply, variables, *arguments)
+    assert len(traced) == 1
 
 
 def test_durations_pass_through_a_stack():

@@ -232,6 +232,14 @@ def test_the_loss_of_imagined_frames(backbone):
         assert any(leaf.any() for leaf in jax.tree.leaves(gradient[part])) == moved, part
 
 
+def test_imagining_traces_a_step_once(monkeypatch):
+    network, frames = make_network("s5"), random_frames(0, np.zeros((T, 2), bool))
+    params, state, traced, step = parameters(network, frames), network.initial_state((2,)), [], WorldModel.step
+    monkeypatch.setattr(WorldModel, "step", lambda *a: traced.append(1) or step(*a))
+    jax.eval_shape(lambda *a: network.apply(*a, method="imagine"), {"params": params}, state, frames.action, KEY)
+    assert len(traced) == 1
+
+
 def test_the_block_of_s4wm_keeps_the_contract():
     check_sequence_model(nn.make_model("s5", d_model=D, d_state=8, num_layers=2, **BLOCK), length=8, long=64)
 
