@@ -147,21 +147,17 @@ def _measure(
     network, env, env_params = agent.world_model, agent.env, agent.env_params
 
     @jax.jit
-    def measure(params: Any, key: jax.Array) -> tuple[Any, Any, Any]:
-        key_scores, key_entropy, key_probes = jax.random.split(key, 3)
+    def measure(all_params: Any, i: jax.Array) -> tuple[Any, Any]:
+        params = jax.tree.map(lambda x: x[i], all_params)
+        key_measure, key_train = jax.random.split(jax.random.fold_in(jax.random.key(seed), i))
+        key_scores, key_entropy, key_probes = jax.random.split(key_measure, 3)
         scalars, curves = evaluate_world_model(network, params, env, env_params, key_scores, episodes)
         scalars |= _entropies(network, params, env, env_params, key_entropy)
-        facts = getattr(env, "fact_classes", {})
-        return scalars, curves, _probe_data(network, params, env, env_params, key_probes, episodes) if facts else None
+        if facts := getattr(env, "fact_classes", {}):
+            scalars |= _probes(*_probe_data(network, params, env, env_params, key_probes, episodes), facts, key_train)
+        return scalars, curves
 
-    found = []
-    for i in range(config.seeds):
-        params = jax.tree.map(lambda x, i=i: x[i], state.params)
-        key_measure, key_train = jax.random.split(jax.random.fold_in(jax.random.key(seed), i))
-        scalars, curves, data = measure(params, key_measure)
-        if data is not None:
-            scalars |= _probes(data[0], data[1], env.fact_classes, key_train)
-        found.append(jax.device_get((scalars, curves)))
+    found = [jax.device_get(measure(state.params, i)) for i in range(config.seeds)]
     scalars, curves = jax.tree.map(lambda *x: np.stack(x).astype(float), *found)
     return scalars, curves, path
 

@@ -65,7 +65,7 @@ def run(data):
 def untrained(folder, **changes):
     """A run that has not begun to learn."""
     config = resolve(["worldmodel/cue_recall"], TINY | changes)
-    state = jax.vmap(make_agent(config).init)(jax.random.split(jax.random.key(0), config.seeds))
+    state = jax.jit(jax.vmap(make_agent(config).init))(jax.random.split(jax.random.key(0), config.seeds))
     checkpoint.save(Path(folder) / "checkpoints", state, env_steps=0)
     Path(folder, "config.yaml").write_text(to_yaml(config))
     return Path(folder)
