@@ -108,9 +108,11 @@ def plot_horizon(curves: Mapping[str, np.ndarray], control: Mapping[str, np.ndar
     """Draw what a world model imagines well against how far ahead that is: means over seeds, 95 % intervals.
 
     ``curves`` and those of the ``control`` are ``[S, Q]`` by metric: accuracies of tiles in one panel, the squared
-    error in another; the control has the lines of the same names. The CSV has all curves. Returns ``output``.
+    error in another; the control has the lines of the same names. Where some frames have no tile that counts as unseen,
+    the others have few, and that line is left out. The CSV has all curves. Returns ``output``.
     """
-    drawn = [k for k in curves if "_acc" in k and not k.endswith(("_recon", "_sampled")) and _known(curves[k])]
+    known = {k: np.isfinite(v) for k, v in curves.items() if "_acc" in k and not k.endswith(("_recon", "_sampled"))}
+    drawn = [k for k, v in known.items() if (v.all() if "unseen" in k else v.any())]
     drawn = [k for k in drawn if not k.startswith("tile_acc") or "seen" in k] or drawn
     panels = [names for names in (drawn, [k for k in curves if "_acc" not in k]) if names]
     figure = _figure(6 * len(panels), 4)
@@ -158,10 +160,6 @@ def plot_adaptation(x: np.ndarray, curves: Mapping[str, np.ndarray], output: Pat
     figure.legend(loc="outside right upper", fontsize="small")
     rows = [_plain(*row) for row in zip(*columns.values(), strict=True)]
     return _save(figure, output, [list(columns), *rows])
-
-
-def _known(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any())
 
 
 def _name(experiments: Sequence[Experiment]) -> str:

@@ -73,9 +73,9 @@ def _smaller(name, **settings):
 
 
 # These differ from others in their environment alone, which has tests of its own, and in numbers.
-SLOW = {"brax/ant-P", "brax/hopper-P", "brax/walker2d-P"}
+SLOW = {"brax/ant-P", "brax/halfcheetah-P", "brax/hopper-P", "brax/walker2d-P"}
 SLOW |= {f"dreamer/{x}" for x in ("common", "memory_len", "pendulum", "position_only_cart_pole", "planner_cartpole")}
-SLOW |= {"dreamer/repeat_previous_medium", "dreamer/continual"}
+SLOW |= {"dreamer/continual", "dreamer/distracting_memory", "dreamer/repeat_previous_medium"}
 NEEDS = {"paper/s5_meta": "mujoco_playground"}
 WORLDS = [name for name in NAMES if name.startswith("worldmodel/") and name.count("/") == 1]
 BACKBONES = [name for name in NAMES if "backbones/" in name]

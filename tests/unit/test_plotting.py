@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 
+from ssmrl import plotting
 from ssmrl.plotting import plot_runs
 from ssmrl.registry import UserError
 from ssmrl.results import read_curve
@@ -107,3 +108,17 @@ def test_what_is_no_run_or_has_no_curve_yet(tmp_path):
 def test_an_unknown_metric_is_answered_with_those_there_are(two_seeds):
     with pytest.raises(UserError, match=r"has logged no 'los' yet: it has loss, return_mean, steps_per_s"):
         plot_runs([two_seeds], metric="los")
+
+
+@pytest.mark.parametrize(("rare", "lines"), [(np.nan, 3), (0.5, 4)])
+def test_tiles_that_some_frames_do_not_have_are_not_drawn(rare, lines, tmp_path, monkeypatch):
+    curves = {"tile_acc_seen": np.full((2, 3), 0.9), "tile_acc_unseen": np.array([[0.0, rare, 1.0]] * 2)}
+    curves |= {"door_acc": np.array([[np.nan, 0.5, 1.0]] * 2), "gen_mse": np.ones((2, 3)), "tile_acc": np.ones((2, 3))}
+    figures, save = [], plotting._save
+    monkeypatch.setattr(plotting, "_save", lambda figure, *rest: figures.append(figure) or save(figure, *rest))
+    plotting.plot_horizon(curves, {}, tmp_path / "horizon.png")
+    drawn = [line.get_label() for axes in figures[0].axes for line in axes.lines]
+    assert len(drawn) == lines
+    assert {"tile_acc_seen", "door_acc", "gen_mse"} <= set(drawn)
+    [_, middle, _] = csv.DictReader((tmp_path / "horizon.csv").read_text().splitlines())
+    assert middle["tile_acc_unseen"] == ("" if np.isnan(rare) else "0.5")
