@@ -202,7 +202,8 @@ def _to_numpy(leaf: Any) -> np.ndarray:
 
 
 def _from_numpy(array: np.ndarray, key_impl: str | None) -> jax.Array:
-    return jnp.asarray(array) if key_impl is None else jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl)
+    leaf = jax.device_put(array)  # jnp.asarray would compile something for every shape
+    return leaf if key_impl is None else jax.random.wrap_key_data(leaf, impl=key_impl)
 
 
 def _files(folder: Path) -> list[str]:

@@ -89,7 +89,7 @@ def _frames(policy: Policy, episodes: Sequence[Episode], length: int) -> Frames:
         return np.concatenate([x, np.zeros((length - len(x), *x.shape[1:]), x.dtype)])
 
     def columns(each: list[Any]) -> Any:
-        return jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs, 1)), *each)
+        return jax.tree.map(lambda *xs: jax.device_put(np.stack(xs, 1)), *each)
 
     none = spaces.zeros(policy.network.action_space)
     obs = columns([pad([*e.obs, e.final_obs]) for e in episodes])

@@ -115,7 +115,7 @@ def read(folder: str | Path) -> tuple[Policy, dict[str, Any]]:
         raise UserError(f"{path} is damaged or cut short; copy the folder again, or export it again")
     try:
         with np.load(path, allow_pickle=False) as arrays:  # numpy stores bfloat16 as nameless bytes: hence the view
-            leaves = [jnp.asarray(arrays[name].view(x.dtype)).reshape(x.shape) for name, x in shapes.items()]
+            leaves = [jax.device_put(arrays[name].view(x.dtype).reshape(x.shape)) for name, x in shapes.items()]
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold the arrays that policy.json lists ({error}); export it again") from error
     return jax.tree.unflatten(jax.tree.structure(like), leaves), facts

@@ -1,11 +1,11 @@
 """Every preset makes two updates, smaller than it is; one of each family goes through the whole program."""
 
+import itertools
 import json
 import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,16 +119,14 @@ def test_two_updates(name):
     compiled = jax.jit(update).lower(first).compile(compiler_options=quick)
     second, _ = compiled(first)
     third, metrics = compiled(second)
+    params = jax.device_get([first.params, second.params, third.params])
     for metric in ("loss", "grad_norm", "entropy"):
         assert np.isfinite(metrics[metric]), metric
     assert metrics.get("ratio_error", 0.0) < 1e-4  # also from a carry that an earlier rollout left
     assert metrics["episodes"] > 0
     assert metrics["length_mean"] <= 5
-    changed = [
-        jax.tree.map(lambda a, b: jnp.abs(a - b).max(), x.params, y.params)
-        for x, y in ((first, second), (second, third))
-    ]
-    assert all(max(jax.tree.leaves(tree)) > 0 for tree in changed)
+    for before, after in itertools.pairwise(params):
+        assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before, after)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

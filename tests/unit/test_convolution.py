@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -21,10 +20,10 @@ def test_convolutions_are_those_of_flax(name, sides):
     ours, theirs = PAIRS[name]
     key_x, key_w, key_params = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(key_x, (2, *sides, 3))
-    params = theirs.init(key_params, x)
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), ours.init(key_params, x), params)
+    own, params = jax.device_get(jax.jit(lambda *a: (ours.init(*a), theirs.init(*a)))(key_params, x))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), own, params)
     assert jax.tree.all(same), "parameters are called, shaped and drawn alike"
-    params = jax.tree.map(lambda p: p + 0.1, params)  # biases start at 0
+    params = jax.tree.map(lambda p: p + np.float32(0.1), params)  # biases start at 0
     weights = jax.random.normal(key_w, jax.eval_shape(theirs.apply, params, x).shape)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -38,7 +37,8 @@ def test_convolutions_are_those_of_flax(name, sides):
 @pytest.mark.parametrize("module", [Conv(5, 4, 2), ConvTranspose(5)], ids=["Conv", "ConvTranspose"])
 def test_seeds_do_not_mix(module):
     xs = jax.random.normal(jax.random.key(0), (3, 1, 4, 4, 2))
-    params = jax.vmap(module.init, (0, None))(jax.random.split(jax.random.key(1), 3), xs[0])
-    together = jax.vmap(module.apply)(params, xs)
-    alone = [module.apply(jax.tree.map(lambda p, i=i: p[i], params), xs[i]) for i in range(3)]
-    np.testing.assert_allclose(together, jnp.stack(alone), atol=1e-5)
+    params = jax.jit(jax.vmap(module.init, (0, None)))(jax.random.split(jax.random.key(1), 3), xs[0])
+    together, apply = jax.jit(jax.vmap(module.apply))(params, xs), jax.jit(module.apply)
+    xs, params = jax.device_get((xs, params))
+    alone = [apply(jax.tree.map(lambda p, i=i: p[i], params), xs[i]) for i in range(3)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)

@@ -215,7 +215,7 @@ def with_parameters(network, stats=None):
     inputs = spaces.zeros(observation_space, (1, 1)), jnp.ones((1, 1), bool), spaces.zeros(action_space, (1, 1))
     init = lambda: network.init(jax.random.key(0), network.initialize_carry((1,)), *inputs, jnp.zeros((1, 1)))  # noqa: E731
     shapes = jax.eval_shape(init)["params"]
-    params = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size)).reshape(p.shape).astype(p.dtype), shapes)
+    params = jax.tree.map(lambda p: jax.device_put(np.sin(np.arange(p.size)).reshape(p.shape).astype(p.dtype)), shapes)
     return Policy(params, stats, 1.0, network)
 
 

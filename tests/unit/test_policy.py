@@ -23,7 +23,9 @@ def make_policy(action_space):
     carry = network.initialize_carry((B,))
     inputs = OBS[None], START[None], spaces.zeros(action_space, (1, B)), jnp.zeros((1, B))
     shapes = jax.eval_shape(network.init, jax.random.key(0), carry, *inputs)["params"]
-    params = jax.tree.map(lambda p: 0.8 * jnp.sin(1 + jnp.arange(p.size)).reshape(p.shape), shapes)
+    params = jax.tree.map(
+        lambda p: jax.device_put(np.float32(0.8 * np.sin(1 + np.arange(p.size))).reshape(p.shape)), shapes
+    )
     return Policy(params, None, 1.0, network)
 
 

@@ -32,7 +32,7 @@ def block(number):
     obs = np.stack([time % 256, env], -1).astype(np.int32)
     frames = Frames(obs, np.int32(time % 4), stamp, time % 5 == 0, time % 7 == 0)
     start = {"memory": np.stack([stamp[0], -stamp[0]], -1), "z": stamp[0]}
-    return jax.tree.map(jnp.asarray, (frames, start))
+    return jax.device_put((frames, start))
 
 
 class PlainRing:
@@ -188,13 +188,13 @@ def test_small_integers_are_bytes_and_nothing_else_is_touched():
 
 def test_only_the_asked_for_environments_are_drawn():
     ring, like = empty(n=4), frame_like(4)
-    frames, start = block(0)
+    frames, start = jax.device_get(block(0))
     wide = (
-        jax.tree.map(lambda x: jnp.concatenate([x, x], 1), frames),
-        jax.tree.map(lambda x: jnp.tile(x, 2).reshape(4, *x.shape[1:]), start),
+        jax.tree.map(lambda x: np.concatenate([x, x], 1), frames),
+        jax.tree.map(lambda x: np.tile(x, 2).reshape(4, *x.shape[1:]), start),
     )
     for _ in range(3):
-        ring = replay.add(ring, *wide)
+        ring = jax.jit(replay.add)(ring, *wide)
     for envs, expected in ((slice(2, None), {2, 3}), (slice(1), {0}), (slice(None), {0, 1, 2, 3})):
         place = replay.sample(ring, like, 1, 64, 0.0, jax.random.key(0), envs)[2]
         assert set(np.asarray(place.env).tolist()) == expected
