@@ -61,7 +61,7 @@ def adapt(
     if not isinstance(env, Trials):
         raise UserError(f"{test.env} has no trials to adapt in: add env.trial_episodes=10, or env.trial_steps=500")
     agent, state, path = evaluation.restore(run_dir, config, step)
-    policies = [agent.policy(jax.tree.map(lambda x, i=i: x[i], state)) for i in range(config.seeds)]
+    policies = [agent.policy(evaluation.member(state, i)) for i in range(config.seeds)]
     check_spaces(policies[0], env, env_params)
     players = {}
     for name, wiped in ((POLICY, False), (WIPED, True)):

@@ -162,7 +162,7 @@ def evaluate_run(
     start = time.perf_counter()
     scores = []
     for i in range(config.seeds):
-        policy = agent.policy(jax.tree.map(lambda x, i=i: x[i], state))
+        policy = agent.policy(member(state, i))
         scores.append(evaluate(policy, target, episodes, seed + i, env_params=target_params, greedy=greedy))
     result = {
         **summarize(scores),
@@ -273,7 +273,13 @@ def _load(run_dir: str | Path, step: str | int, seed_index: int) -> tuple[Policy
     if not 0 <= seed_index < config.seeds:
         raise UserError(f"{run_dir} has {config.seeds} seed(s): seed_index={seed_index}; use 0 to {config.seeds - 1}")
     agent, state, path = restore(Path(run_dir), config, step)
-    return agent.policy(jax.tree.map(lambda x: x[seed_index], state)), config, path
+    return agent.policy(member(state, seed_index)), config, path
+
+
+@jax.jit
+def member(tree: Any, i: Any) -> Any:
+    """What belongs to one seed, or one trial, of leaves ``[N, ...]``: one program, where each ``x[i]`` would be one."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def restore(run_dir: Path, config: Config, step: str | int) -> tuple[Any, Any, Path]:

@@ -73,7 +73,7 @@ def imagine(
     if not pictures and kind != ".txt":
         raise UserError(f"output={output}: what {agent.env.name} shows is no picture; write a table, --output=x.txt")
     film.check_fps(fps, kind)
-    params = jax.tree.map(lambda x: x[seed_index], state.params)
+    params = evaluation.member(state.params, seed_index)
     shown = [_cut(e, max_frames) for e in _imagine(agent, params, jax.random.key(seed), episodes, draw)]
     written = Path(output) if output else None
     if output is None and pictures:

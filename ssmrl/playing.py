@@ -102,13 +102,12 @@ def run_episode(
     Unlike ``rollout.step_batch`` this starts no new episode, so that the last state is the one in which it ended.
     """
     key, key_reset = jax.random.split(key)
-    batch = reset_batch(env, env_params, 1, key_reset)
-    loop = (policy.initial_carry(1), batch.env_state, batch.obs, batch.reset, batch.reward)
+    loop = _start(policy, env, env_params, key_reset)
     parts: list[Any] = []
     while True:
         key, key_chunk = jax.random.split(key)
         loop, rows = _steps(policy, env, env_params, loop, key_chunk, greedy)
-        parts.append(jax.device_get(jax.tree.map(lambda x: x[:, 0], rows)))
+        parts.append(jax.device_get(rows))
         ended = np.flatnonzero(np.concatenate([p["terminated"] | p["truncated"] for p in parts]))
         if ended.size or len(parts) * _CHUNK >= max_steps:
             break
@@ -126,11 +125,18 @@ def run_episode(
     )
 
 
+@partial(jax.jit, static_argnames=("env",))
+def _start(policy: Policy, env: Any, env_params: Any, key: jax.Array) -> tuple:
+    """What :func:`_steps` begins with."""
+    batch = reset_batch(env, env_params, 1, key)
+    return policy.initial_carry(1), batch.env_state, batch.obs, batch.reset, batch.reward
+
+
 @partial(jax.jit, static_argnames=("env", "greedy"))
 def _steps(
     policy: Policy, env: Any, env_params: Any, loop: tuple, key: jax.Array, greedy: bool
 ) -> tuple[tuple, dict[str, Any]]:
-    """Take 64 steps in a batch of one environment; those after an end are for nothing, the caller drops them."""
+    """Take 64 steps in a batch of one, which rows do not have; those after an end are for the caller to drop."""
 
     def step(loop: tuple, key: jax.Array) -> tuple[tuple, dict[str, Any]]:
         carry, state, obs, reset, reward = loop
@@ -144,7 +150,8 @@ def _steps(
         row |= {"next_state": next_state, "next_obs": next_obs, "terminated": terminated, "truncated": truncated}
         return (PolicyCarry(memory, action), next_state, next_obs, jnp.zeros_like(reset), earned), row
 
-    return jax.lax.scan(step, loop, jax.random.split(key, _CHUNK))
+    loop, rows = jax.lax.scan(step, loop, jax.random.split(key, _CHUNK))
+    return loop, jax.tree.map(lambda x: x[:, 0], rows)
 
 
 def table(episodes: list[Episode], names: tuple[str, ...] = ()) -> str:

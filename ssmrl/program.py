@@ -18,7 +18,7 @@ from jax import lax
 from ssmrl import checkpoint
 from ssmrl.agents import learned_of, make_agent, score_of
 from ssmrl.config import Config
-from ssmrl.evaluation import check_precision, find_checkpoint, read_config, run_episodes
+from ssmrl.evaluation import check_precision, find_checkpoint, member, read_config, run_episodes
 from ssmrl.registry import UserError
 
 NEVER = 2**31 - 1  # the first bad update of a chunk without one
@@ -159,7 +159,7 @@ class Program:
 
     def take(self, state: Any, slot: int) -> Any:
         """The state of one slot, leaves ``[S, ...]``."""
-        return state if self.slots == 1 else _take(state, slot)
+        return state if self.slots == 1 else member(state, slot)
 
     def _ready(self, name: str) -> Callable:
         if isinstance(self._compiled[name], Future):
@@ -226,11 +226,6 @@ class Program:
 @jax.jit
 def _put(state: Any, slot: int, part: Any) -> Any:
     return jax.tree.map(lambda x, y: x.at[slot].set(y), state, part)
-
-
-@jax.jit
-def _take(state: Any, slot: int) -> Any:
-    return jax.tree.map(lambda x: x[slot], state)
 
 
 def _fill(part: Any, slots: int) -> Any:

@@ -148,7 +148,7 @@ def _measure(
 
     @jax.jit
     def measure(all_params: Any, i: jax.Array) -> tuple[Any, Any]:
-        params = jax.tree.map(lambda x: x[i], all_params)
+        params = evaluation.member(all_params, i)
         key_measure, key_train = jax.random.split(jax.random.fold_in(jax.random.key(seed), i))
         key_scores, key_entropy, key_probes = jax.random.split(key_measure, 3)
         scalars, curves = evaluate_world_model(network, params, env, env_params, key_scores, episodes)

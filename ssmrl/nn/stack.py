@@ -128,7 +128,7 @@ class Stack(SequenceModel):
             in_axes=axis,
             out_axes=axis,
             length=self.num_layers,
-            # traces twice, for constants that a block could share, and have part in what initial parameters are drawn
+            # flax traces a block once more for what all could share: only where initial parameters depend on that
             check_constancy_invariants=self.is_initializing(),
             # one time step is cheaper than a loop over its blocks
             unroll=self.num_layers if x.shape[0] == 1 else min(self.num_layers, _UNROLL),

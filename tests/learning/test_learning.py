@@ -195,6 +195,7 @@ def test_a_trained_memory_does_not_leak_into_the_next_episode():
     assert score > 0.8
     policy = agent.policy(state)
 
+    @jax.jit
     def recall(carry, forget, episode):
         """Read an episode; the probabilities of its last step ``[B, 3]``, and the carry after it."""
         B = episode.shape[1]

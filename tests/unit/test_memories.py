@@ -137,7 +137,7 @@ def test_turning_keys_follow_a_position_and_replace_what_was_there():
     rng = np.random.default_rng(0)
     step, paint = rng.choice([-1, 1], steps), rng.integers(colors, size=steps)
     x = np.concatenate([np.ones((steps, 1)), step[:, None], np.eye(colors)[paint]], -1).astype(np.float32)
-    _, y = layer.apply({"params": params}, layer.initialize_carry(), x, np.zeros(steps, bool))
+    _, y = jax.device_get(jax.jit(layer.apply)({"params": params}, layer.initialize_carry(), x, np.zeros(steps, bool)))
     painted, revisits = {}, 0
     for t, (place, here) in enumerate(pairwise(np.cumsum([0, *step]) % places)):
         painted[place] = paint[t]

@@ -162,20 +162,21 @@ def test_final_value_of_a_network_is_that_of_the_whole_episode_read_at_once():
         trained = policy.replace(params=params)
         return params, unroll(ENV, ENV.default_params, trained, carry, batch, LIMIT + 2, keys[2])[2]
 
-    params, t = run(jax.random.key(3))
+    params, t = jax.device_get(run(jax.random.key(3)))
     outcome = t.outcome
-    clock = np.asarray(outcome.truncated & ~outcome.terminated)[LIMIT - 1]
+    clock = (outcome.truncated & ~outcome.terminated)[LIMIT - 1]
     assert clock.any()
     assert not clock.all()
-    whole = jnp.arange(LIMIT)  # the first episode of those that the clock ended, and then its final observation
-    final_obs = jnp.stack([t.obs[LIMIT - 1, :, 0], jnp.full(B, float(LIMIT)), t.raw_action[LIMIT - 1] * 1.0], -1)
+    whole = np.arange(LIMIT)  # the first episode of those that the clock ended, and then its final observation
+    final_obs = np.stack([t.obs[LIMIT - 1, :, 0], np.full(B, LIMIT, np.float32), t.raw_action[LIMIT - 1]], -1)
     inputs = (
-        jnp.concatenate([t.obs[whole], final_obs[None]]),
-        jnp.zeros((LIMIT + 1, B), bool).at[0].set(True),
-        jnp.concatenate([t.prev_action[whole], t.raw_action[LIMIT - 1][None]]),
-        jnp.concatenate([t.prev_reward[whole], outcome.reward[LIMIT - 1][None]]),
+        np.concatenate([t.obs[whole], final_obs[None]]),
+        np.repeat([[True], [False]], [1, LIMIT], axis=0) & np.ones(B, bool),
+        np.concatenate([t.prev_action[whole], t.raw_action[LIMIT - 1][None]]),
+        np.concatenate([t.prev_reward[whole], outcome.reward[LIMIT - 1][None]]),
     )
-    value = policy.replace(params=params).sequence(policy.initial_carry(B).memory, *inputs)[2][-1]
+    read = jax.jit(lambda params: policy.replace(params=params).sequence(policy.initial_carry(B).memory, *inputs)[2])
+    value = np.asarray(read(params)[-1])
     np.testing.assert_allclose(t.final_value[LIMIT - 1][clock], value[clock], rtol=1e-5, atol=1e-6)
     assert np.std(value[clock]) > 0
 
@@ -199,8 +200,8 @@ def test_the_network_does_not_see_another_episodes_action_and_reward():
     obs, reset = jnp.zeros((1, 2, 3)), jnp.array([[True, False]])
     zero, other = (jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2))), (jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2)))
     carry = network.initialize_carry((2,))
-    params = network.init(jax.random.key(0), carry, obs, reset, *zero)
-    values = [network.apply(params, carry, obs, reset, *previous)[2][0] for previous in (zero, other)]
+    params, apply = jax.jit(network.init)(jax.random.key(0), carry, obs, reset, *zero), jax.jit(network.apply)
+    values = np.asarray([apply(params, carry, obs, reset, *previous)[2][0] for previous in (zero, other)])
     assert values[0][0] == values[1][0]
     assert values[0][1] != values[1][1]
 

@@ -155,7 +155,7 @@ def test_trials_and_projections_keep_the_contract():
     trials = Trials(Safe(), episodes=2, steps=0, warmup=1)
     assert check_env(trials, steps=20) == []
     reach = Projection(envs.make("gymnax/Pendulum-v1")[0], 4, 2)
-    assert check_env(Trials(reach, episodes=0, steps=9), steps=20) == []
+    assert check_env(Trials(reach, episodes=0, steps=9), steps=20, eager=False) == []
     assert reach.action_space(reach.default_params) == spaces.Box(-1.0, 1.0, (2,))
 
 
@@ -182,12 +182,19 @@ def test_a_projection_is_the_same_throughout_a_trial():
 def test_what_projected_actions_do_is_what_the_projection_says():
     inner, params = envs.make("gymnax/Pendulum-v1")
     env = Projection(inner, 0, 2)
-    task = env.sample_task(jax.random.key(3), env.default_params)
-    _, state = inner.reset_env(jax.random.key(0), params)
-    action = jnp.array([0.3, -0.6])
-    torque = 2 * jnp.clip(task.action @ action, -1, 1)  # a pendulum's is within 2
-    expected, _, reward, _, _ = inner.step_env(jax.random.key(1), state, torque, params)
-    found, _, same, _, _ = env.step_env(jax.random.key(1), state, action, task)
+
+    @jax.jit
+    def both(action):
+        task = env.sample_task(jax.random.key(3), env.default_params)
+        _, state = inner.reset_env(jax.random.key(0), params)
+        torque = 2 * jnp.clip(task.action @ action, -1, 1)  # a pendulum's is within 2
+        steps = (
+            inner.step_env(jax.random.key(1), state, torque, params),
+            env.step_env(jax.random.key(1), state, action, task),
+        )
+        return [(obs, reward) for obs, _, reward, _, _ in steps]
+
+    (expected, reward), (found, same) = both(jnp.array([0.3, -0.6]))
     assert np.allclose(expected, found, atol=1e-6)
     assert np.allclose(reward, same, atol=1e-6)
 
@@ -265,7 +272,7 @@ def test_returns_by_episode():
 def test_evaluation_tells_returns_by_episode():
     env = Trials(Safe(), episodes=3, steps=0)
     agent = PPO(env, env.default_params, make_model("none", d_model=4), num_envs=4, heads=(4,))
-    policy = agent.policy(agent.init(jax.random.key(0)))
+    policy = agent.policy(jax.jit(agent.init)(jax.random.key(0)))
     found = evaluate(policy, env, episodes=40)
     assert [k for k in found if k.startswith("episode_return/")] == [f"episode_return/{n}" for n in (1, 2, 3)]
     assert np.isclose(sum(found[f"episode_return/{n}"] for n in (1, 2, 3)), found["return_mean"], rtol=1e-5)
