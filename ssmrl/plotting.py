@@ -132,7 +132,7 @@ def plot_horizon(curves: Mapping[str, np.ndarray], control: Mapping[str, np.ndar
     for names, axes in panel_of.items():
         axes.set_xlabel("frames after the context")
         axes.set_xlim(0, len(horizon) + 1)
-        axes.set_ylim(0, 1.03 if names == tuple(drawn) else None)
+        axes.set_ylim(0, 1.03 if names == tuple(drawn) else 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize="small")
     rows = [_plain(*row) for row in zip(*columns.values(), strict=True)]
