@@ -247,7 +247,11 @@ def network_of(model, inputs=INPUTS[-1], noise=Noise(), shared=True):
 
 
 # Every combination for the reference models; what a model makes of its inputs does not depend on which they are.
-PAIRS = [(model, inputs) for model in MODELS for inputs in (INPUTS if model in ("s5", "gru", "none") else INPUTS[-1:])]
+PAIRS = [
+    (model, inputs)
+    for model in MODELS
+    for inputs in (INPUTS if model in ("s5", "gru", "lstm", "none") else (INPUTS[0], INPUTS[-1]))
+]
 
 
 @pytest.mark.parametrize(("model", "inputs"), PAIRS, ids=[f"{m}-{'+'.join(i)}" for m, i in PAIRS])

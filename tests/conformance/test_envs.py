@@ -83,8 +83,8 @@ def _slow(id):
 def test_contract(id):
     env, _ = envs.make(id)
     entry = registry.find(id)
-    # without jit, one difficulty stands for all of a family, and tasks for the mixture of them
-    native = not entry.module.endswith(("gymnax", "brax", "meta.control"))
+    # without jit, one difficulty stands for all of a family
+    native = not entry.module.endswith(("gymnax", "brax"))
     found = _findings(env, native and _first_of_its_class((entry.module, entry.cls)) in (entry.name, entry.family))
     known = ODD.get(id, {})
     assert [text for text in found if not text.startswith(tuple(known))] == []

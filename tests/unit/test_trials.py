@@ -155,7 +155,7 @@ def test_trials_and_projections_keep_the_contract():
     trials = Trials(Safe(), episodes=2, steps=0, warmup=1)
     assert check_env(trials, steps=20) == []
     reach = Projection(envs.make("gymnax/Pendulum-v1")[0], 4, 2)
-    assert check_env(Trials(reach, episodes=0, steps=9), steps=20, eager=False) == []
+    assert check_env(Trials(reach, episodes=0, steps=9), steps=20) == []
     assert reach.action_space(reach.default_params) == spaces.Box(-1.0, 1.0, (2,))
 
 
